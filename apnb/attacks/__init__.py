@@ -1,0 +1,1 @@
+"""Attacks: functions of a model, images and labels that return images."""

@@ -1,0 +1,1 @@
+"""The surveyed methods, one file each: what a method adds to the grammar, with its equations and their source."""

@@ -1,0 +1,472 @@
+"""A recipe: one cell of the survey's taxonomy with its options, a sparsity and a budget. Everything needed to run it.
+
+Invalid combinations are refused when the recipe is made, with a sentence that says why.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import InitVar, dataclass
+from typing import Any, NamedTuple
+
+from apnb import taxonomy
+from apnb.errors import Invalid, choose, nearest
+
+PIPELINES = ("after", "before", "during")
+SCHEDULES = ("one_shot", "iterative")
+STRUCTURES = ("weights", "filters", "channels", "kernels")
+LOCALITIES = ("local", "global")
+CRITERIA = ("lwm", "relwm", "solwm", "lis", "hgm", "bcs")
+CONTROL = "random"
+RAMPS = ("linear", "cubic")
+TRAINABLE = ("natural", "fgsm", "fast_at", "pgd_at", "trades", "mart", "kd")
+ADVERSARIAL = ("fgsm", "fast_at", "pgd_at", "trades", "mart")
+VARIANTS = {"relwm": ("l1", "group_lasso"), "lis": ("learned", "saliency")}
+STAGES = {
+    "after": ("pretraining", "pruning_step", "finetuning"),
+    "before": ("pruning_step", "training_step"),
+    "during": ("training_step",),
+}
+"""Stages of a pipeline, each with an objective of its own. The survey's ``after`` names pretraining and finetuning only; several
+of its methods search for the mask with an objective in between, which is ``pruning_step`` here too."""
+
+
+class Cell(NamedTuple):
+    """A cell of the taxonomy."""
+
+    pipeline: str
+    schedule: str
+    structure: str
+    locality: str
+    criterion: str
+
+
+def grid() -> list[Cell]:
+    """Every valid cell: 240 combinations of five criteria, and the two of BCS (during, one_shot, weights, local or global)."""
+    cells = [
+        Cell(p, s, u, l, c)
+        for p in PIPELINES
+        for s in SCHEDULES
+        for u in STRUCTURES
+        for l in LOCALITIES
+        for c in CRITERIA
+        if c != "bcs" or (p, s, u) == ("during", "one_shot", "weights")
+    ]
+    return cells
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How much work a recipe may cost, and the numbers that go with it.
+
+    Attributes:
+        name: for people.
+        epochs: pretraining, or the one training of ``before`` and ``during``.
+        search_epochs: training while a mask is searched; finetune_epochs: after the cut. Both in all, shared by the rounds.
+        batch: images in a training batch. images: training images used, None for all.
+        lr, finetune_lr: peak learning rates. weight_decay: of every training stage.
+        attack_steps: PGD steps of the training attack.
+        rounds: of an iterative schedule in ``after`` and ``before``; updates: of the masks in ``during``.
+        strength: of RELWM's penalty. rho, rho_growth, dual_period: of SOLWM's ADMM, the period in epochs.
+        points: test images evaluated, None for all. check: validation images on which accuracy is measured after each cut.
+    """
+
+    name: str = "custom"
+    epochs: int = 40
+    search_epochs: int = 10
+    finetune_epochs: int = 15
+    batch: int = 128
+    images: int | None = None
+    lr: float = 0.1
+    finetune_lr: float = 0.05
+    weight_decay: float = 5e-4
+    attack_steps: int = 7
+    rounds: int = 3
+    updates: int = 10
+    strength: float = 1e-4
+    rho: float = 1e-3
+    rho_growth: float = 1.3
+    dual_period: int = 2
+    points: int | None = 128
+    check: int = 200
+
+    def __post_init__(self) -> None:
+        whole = ("epochs", "search_epochs", "finetune_epochs", "batch", "attack_steps", "rounds", "updates", "dual_period", "check")
+        for name in whole:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < (0 if name == "check" else 1):
+                raise Invalid(f"budget: {name} must be a whole number of at least {0 if name == 'check' else 1}, got {value!r}")
+        for name in ("images", "points"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise Invalid(f"budget: {name} must be a whole number of at least 1, or None for all, got {value!r}")
+        for name in ("lr", "finetune_lr", "weight_decay", "strength", "rho", "rho_growth"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not (0 <= value < math.inf):
+                raise Invalid(f"budget: {name} must be a number of at least 0, got {value!r}")
+
+    def training(self) -> dict[str, Any]:
+        """The numbers that decide what a stage computes: all but the name and what is only measured."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in ("name", "points", "check")}
+
+
+_SMALL = {
+    "tiny": Budget(name="tiny", epochs=2, search_epochs=1, finetune_epochs=1, batch=64, images=128, attack_steps=1,
+                   rounds=2, updates=2, dual_period=1, points=16, check=32),
+    "quick": Budget(name="quick"),
+    "standard": Budget(name="standard", epochs=100, search_epochs=30, finetune_epochs=40, attack_steps=10, rounds=5,
+                       updates=20, points=500),
+    "paper": Budget(name="paper", epochs=200, search_epochs=50, finetune_epochs=100, attack_steps=10, rounds=10,
+                    updates=50, points=None),
+}  # fmt: skip
+_LARGE = {
+    "tiny": Budget(name="tiny", epochs=1, search_epochs=1, finetune_epochs=1, batch=32, images=64, attack_steps=1,
+                   rounds=2, updates=2, dual_period=1, points=4, check=8),
+    "quick": Budget(name="quick", epochs=2, search_epochs=1, finetune_epochs=1, images=1000, attack_steps=2, rounds=2,
+                    updates=4, dual_period=1, points=16, check=64),
+    "standard": Budget(name="standard", epochs=30, search_epochs=10, finetune_epochs=15, attack_steps=10, rounds=5,
+                       updates=20, finetune_lr=0.02, points=1000, check=500),
+    "paper": Budget(name="paper", epochs=100, search_epochs=20, finetune_epochs=100, attack_steps=10, rounds=10,
+                    updates=50, finetune_lr=0.01, points=10000, check=1000),
+}  # fmt: skip
+BUDGETS = tuple(_SMALL)
+
+
+def budget(which: str | Budget, pixels: int = 64) -> Budget:
+    """The numbers behind a budget's name for images of ``pixels`` values (C * H * W); a `Budget` is returned as it is."""
+    if isinstance(which, Budget):
+        return which
+    table = _SMALL if pixels <= 1024 else _LARGE
+    return table[choose(which, BUDGETS, "budget")]
+
+
+def _word(value: object, known: tuple[str, ...], what: str) -> str:
+    """One of the survey's words; enums and spellings with dashes are taken too."""
+    text = str(value)
+    if text in ("both", "unspecified") and what in ("schedule", "locality"):
+        raise Invalid(f"a recipe takes one {what}, got {text!r}; choose {' or '.join(known)}")
+    return choose(text, known, what)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One point of the survey's space, with a budget.
+
+    Args:
+        pipeline: after, before or during training.
+        schedule: one_shot or iterative. structure: weights, filters, channels or kernels. locality: local or global.
+        criterion: lwm, relwm, solwm, lis, hgm or bcs (or the control random).
+        sparsity: share of units to remove, in [0, 1). Zero gives the dense network.
+        variant: of the criterion: relwm l1 or group_lasso, lis learned or saliency.
+        ramp: cubic or linear, of an iterative schedule.
+        rewind: weights go back to where they started (before: to initialisation, by default; after: to the pretrained weights).
+        pretraining, pruning_step, finetuning, training_step: objectives of the pipeline's stages; `objective` fills those not given.
+        budget: quick, standard, paper, tiny or a `Budget`. seed: of everything that involves chance.
+
+    Raises:
+        Invalid: with one sentence, for anything that cannot run.
+
+    Source: survey, the taxonomy of pipelines and specifics.
+    """
+
+    pipeline: str
+    schedule: str = "one_shot"
+    structure: str = "weights"
+    locality: str = "global"
+    criterion: str = "lwm"
+    sparsity: float = 0.9
+    variant: str | None = None
+    ramp: str | None = None
+    rewind: bool | None = None
+    pretraining: str | None = None
+    pruning_step: str | None = None
+    finetuning: str | None = None
+    training_step: str | None = None
+    budget: str | Budget = "quick"
+    seed: int = 0
+    objective: InitVar[str] = "pgd_at"
+
+    def __post_init__(self, objective: str) -> None:
+        put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
+        put("pipeline", _word(self.pipeline, PIPELINES, "pipeline"))
+        put("schedule", _word(self.schedule, SCHEDULES, "schedule"))
+        put("structure", _word(self.structure, STRUCTURES, "structure"))
+        put("locality", _word(self.locality, LOCALITIES, "locality"))
+        put("criterion", _word(self.criterion, (*CRITERIA, CONTROL), "criterion"))
+        put("sparsity", check_sparsity(self.sparsity))
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise Invalid(f"the seed must be a whole number of at least 0, got {self.seed!r}")
+        if not isinstance(self.budget, Budget):
+            put("budget", choose(self.budget, BUDGETS, "budget"))
+        self._check_bcs()
+        put("variant", self._chosen_variant())
+        put("ramp", self._chosen_ramp())
+        for name, value in self._chosen_objectives(objective).items():
+            put(name, value)
+        put("rewind", self._chosen_rewind())
+
+    def _check_bcs(self) -> None:
+        if self.criterion == "bcs" and (self.pipeline, self.schedule, self.structure) != ("during", "one_shot", "weights"):
+            raise Invalid(
+                "criterion 'bcs' keeps a fixed number of single connections from the first training step on, so it needs pipeline "
+                f"'during', schedule 'one_shot' and structure 'weights'; got {self.pipeline}, {self.schedule}, {self.structure}"
+            )
+
+    def _chosen_variant(self) -> str | None:
+        known = VARIANTS.get(self.criterion, ())
+        if self.variant is not None:
+            if not known:
+                raise Invalid(f"criterion {self.criterion!r} has no variants, got variant {self.variant!r}; leave it out")
+            variant = choose(self.variant, known, f"variant of {self.criterion}")
+            if variant == "group_lasso" and self.structure == "weights":
+                raise Invalid("a group lasso over single weights is the l1 penalty; use variant 'l1' or another structure")
+            return variant
+        if self.criterion == "relwm":
+            return "l1" if self.structure == "weights" else "group_lasso"
+        return known[0] if known else None
+
+    def _chosen_ramp(self) -> str | None:
+        if self.schedule == "one_shot":
+            if self.ramp is not None:
+                raise Invalid(f"ramp {self.ramp!r} belongs to schedule 'iterative'; 'one_shot' has no ramp")
+            return None
+        return choose(self.ramp or "cubic", RAMPS, "ramp")
+
+    @property
+    def trains_search(self) -> bool:
+        """Whether the criterion finds its scores by training (RELWM, SOLWM, learned LIS)."""
+        return self.criterion in ("relwm", "solwm") or (self.criterion, self.variant) == ("lis", "learned")
+
+    @property
+    def reads_gradients(self) -> bool:
+        """Whether the scores are statistics of a loss gradient (HGM, LIS saliency)."""
+        return self.criterion == "hgm" or (self.criterion, self.variant) == ("lis", "saliency")
+
+    def _chosen_objectives(self, default: str) -> dict[str, str | None]:
+        stages = STAGES[self.pipeline]
+        chosen: dict[str, str | None] = {}
+        for stage in ("pretraining", "pruning_step", "finetuning", "training_step"):
+            given = getattr(self, stage)
+            if stage not in stages:
+                if given is not None:
+                    raise Invalid(f"pipeline {self.pipeline!r} has no stage {stage!r}; its stages are {', '.join(stages)}")
+                continue
+            chosen[stage] = self._objective(stage, given if given is not None else default)
+        step = chosen.get("pruning_step")
+        if self.pipeline == "after" and not (self.trains_search or self.reads_gradients):
+            if self.pruning_step not in (None, "none", step):
+                raise Invalid(f"criterion {self.criterion!r} searches nothing after training; leave pruning_step out")
+            chosen["pruning_step"] = "none"
+        elif step == "none" and self.trains_search:
+            raise Invalid(
+                f"criterion {self.criterion!r} ({self.variant or 'its search'}) finds its mask by training, so pruning_step cannot "
+                "be 'none'; give it an objective"
+            )
+        read = chosen["training_step"] if self.pipeline == "during" else chosen.get("pruning_step")
+        if self.criterion == "hgm" and read not in (*ADVERSARIAL, "none"):
+            raise Invalid(
+                f"criterion 'hgm' ranks by the gradient of an adversarial loss, but the objective it would read is {read!r}; choose "
+                f"one of {', '.join(ADVERSARIAL)}"
+            )
+        return chosen
+
+    def _objective(self, stage: str, value: object) -> str:
+        word = choose(value, [o.value for o in taxonomy.Objective], "objective")
+        if word in ("cni", "robust_dataset", "unspecified"):
+            raise Invalid(f"objective {word!r} is a word of the survey for one method, not a loss to run; choose one of {', '.join(TRAINABLE)}")
+        if word == "none" and (self.pipeline == "during" or stage == "pretraining"):
+            raise Invalid(f"pipeline {self.pipeline!r} needs its stage {stage!r}: objective 'none' would leave nothing trained")
+        if word == "kd" and not (self.pipeline == "after" and stage != "pretraining"):
+            raise Invalid(
+                "knowledge distillation needs a teacher, the trained dense network, which only pipeline 'after' has once it is "
+                f"pretrained; {self.pipeline}'s {stage} cannot use 'kd'"
+            )
+        return word
+
+    def _chosen_rewind(self) -> bool:
+        if self.rewind is not None and not isinstance(self.rewind, bool):
+            raise Invalid(f"rewind must be True or False, got {self.rewind!r}")
+        if self.pipeline == "during":
+            if self.rewind:
+                raise Invalid("pipeline 'during' has one training stage, so there is nothing to rewind to; leave rewind out")
+            return False
+        if self.pipeline == "before":
+            untrained = self.training_step == "none"
+            if self.rewind and untrained:
+                raise Invalid("rewind=True with training_step='none' would leave an untrained network; change one of them")
+            return not untrained if self.rewind is None else self.rewind
+        return bool(self.rewind)
+
+    @property
+    def cell(self) -> Cell:
+        """Where it stands in the taxonomy."""
+        return Cell(self.pipeline, self.schedule, self.structure, self.locality, self.criterion)
+
+    @property
+    def label(self) -> str:
+        """A short name for tables and legends: ``after/weights/global/LWM``, with what differs from the plain cell."""
+        extra = [self.schedule] if self.schedule == "iterative" else []
+        if self.variant and self.variant != _default_variant(self.criterion, self.structure):
+            extra.append(self.variant)
+        if self.pipeline == "after" and self.rewind:
+            extra.append("rewound")
+        if self.pipeline == "before" and not self.rewind and self.training_step != "none":
+            extra.append("not rewound")
+        if self.ramp == "linear":
+            extra.append("linear")
+        if self.sparsity == 0:
+            return "dense"
+        return "/".join((self.pipeline, self.structure, self.locality, self.criterion.upper(), *extra))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that `from_dict` takes back; every choice spelled out."""
+        d = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        if isinstance(self.budget, Budget):
+            d["budget"] = dataclasses.asdict(self.budget)
+        return d
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
+        """A recipe from plain data, as written by `to_dict` or by a person.
+
+        Raises:
+            Invalid: a field that does not exist (the nearest name is offered), or a value that cannot run.
+        """
+        known = {f.name for f in dataclasses.fields(cls)} | {"objective"}
+        for name in data:
+            if name not in known:
+                raise Invalid(f"a recipe has no field {name!r}; did you mean {nearest(name, known)}?")
+        if "pipeline" not in data:
+            raise Invalid(f"a recipe needs a pipeline: {', '.join(PIPELINES)}")
+        values = dict(data)
+        if isinstance(values.get("budget"), Mapping):
+            fields = {f.name for f in dataclasses.fields(Budget)}
+            for name in values["budget"]:
+                if name not in fields:
+                    raise Invalid(f"a budget has no field {name!r}; did you mean {nearest(name, fields)}?")
+            values["budget"] = Budget(**values["budget"])
+        return cls(**values)
+
+    def to_json(self) -> str:
+        """`to_dict` as JSON."""
+        return json.dumps(self.to_dict(), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Recipe:
+        """`from_dict` of JSON text."""
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise Invalid(f"not a recipe: the text is no JSON ({error})") from None
+        if not isinstance(data, dict):
+            raise Invalid(f"not a recipe: expected a JSON object, got {type(data).__name__}")
+        return cls.from_dict(data)
+
+    def code(self, network: object = "cnn", data: object = "digits") -> str:
+        """The Python that runs it, with only what differs from the defaults."""
+        plain = Recipe(**self.cell._asdict())
+        parts = [f"{k}={v!r}" for k, v in self.cell._asdict().items() if k == "pipeline" or v != _FIELD_DEFAULTS.get(k)]
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if f.name not in Cell._fields and value != getattr(plain, f.name):
+                parts.append(f"{f.name}={('apnb.' + repr(value)) if isinstance(value, Budget) else repr(value)}")
+        inner = ", ".join(parts)
+        return f"import apnb\n\nrecipe = apnb.Recipe({inner})\nrun = apnb.run(recipe, network={network!r}, data={data!r})\n"
+
+    def plan(self, pixels: int = 64) -> str:
+        """What will happen, in words; numbers from the budget for images of ``pixels`` values."""
+        b = budget(self.budget, pixels)
+        what = {
+            "weights": "single weights", "filters": "filters (all weights of an output channel)",
+            "channels": "channels (all weights that read one input map)", "kernels": "kernels (one input map of one filter)",
+        }[self.structure]  # fmt: skip
+        where = "in every layer the same share" if self.locality == "local" else "wherever in the network they rank lowest"
+        how = {
+            "lwm": "the smallest magnitudes |w|", "solwm": "the smallest |w + u| after ADMM has pulled the weights apart",
+            "relwm": f"the smallest |w| after training under a {(self.variant or '').replace('_', ' ')} penalty",
+            "lis": "the lowest learned scores" if self.variant == "learned" else "the lowest saliency |w dL/dw|",
+            "hgm": "the highest gradient magnitudes under attack", "bcs": "connections whose strength reaches zero",
+            "random": "units drawn at random (a control)",
+        }[self.criterion]  # fmt: skip
+        cut = f"{self.sparsity:.1%} of the {what}, {where}: {how}"
+        rounds = f" in {b.rounds} rounds on a {self.ramp} ramp" if self.schedule == "iterative" else ""
+        if self.sparsity == 0 and self.pipeline == "after":
+            return f"1. Train the dense network for {b.epochs} epochs ({self.pretraining}). Nothing is pruned."
+        if self.pipeline == "during":
+            when = (
+                "Connections that die are replaced at once by as many drawn at random"
+                if self.criterion == "bcs"
+                else f"Between 10 % and 75 % of the steps the masks are chosen anew {b.updates} times"
+                + (f", on a {self.ramp} ramp" if self.schedule == "iterative" else "") + "; then they are fixed"
+            )  # fmt: skip
+            lines = [f"Train for {b.epochs} epochs ({self.training_step}) and meanwhile remove {cut}.", when + "."]
+        elif self.pipeline == "after":
+            search = f" after a search of {b.search_epochs} epochs ({self.pruning_step})" if self.trains_search else ""
+            tune = (
+                "Do not train any further."
+                if self.finetuning == "none"
+                else f"Fine-tune what is left for {b.finetune_epochs} epochs in all ({self.finetuning})"
+                + (", from the pretrained weights each time." if self.rewind else ".")
+            )
+            lines = [f"Train the dense network for {b.epochs} epochs ({self.pretraining}).", f"Remove {cut}{search}{rounds}.", tune]
+        else:
+            search = (
+                "Score the untrained network."
+                if self.pruning_step == "none"
+                else f"Search for the mask from a random start, {b.search_epochs} epochs in all ({self.pruning_step})."
+            )
+            back = "Go back to the first weights" if self.rewind else "Keep the weights reached"
+            train = (
+                "Do not train any further."
+                if self.training_step == "none"
+                else f"{back} and train what is left for {b.epochs} epochs ({self.training_step})."
+            )
+            lines = [search, f"Remove {cut}{rounds}.", train]
+        n = "all" if b.points is None else f"{b.points}"
+        lines.append(f"Attack {n} test images and count those that stand.")
+        return "\n".join(f"{i}. {line}" for i, line in enumerate(lines, 1))
+
+
+_FIELD_DEFAULTS = {f.name: f.default for f in dataclasses.fields(Recipe)}
+
+
+def _default_variant(criterion: str, structure: str) -> str | None:
+    if criterion == "relwm":
+        return "l1" if structure == "weights" else "group_lasso"
+    return VARIANTS.get(criterion, (None,))[0]
+
+
+def check_sparsity(value: object) -> float:
+    """A share in [0, 1) as float; anything else is refused with what was probably meant."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise Invalid(f"sparsity must be a number in [0, 1), the share of units to remove; got {value!r}")
+    if math.isnan(value):
+        raise Invalid("sparsity must be a number in [0, 1), the share of units to remove; got NaN")
+    if value == 1:
+        raise Invalid("a sparsity of 1 leaves no network: sparsity is the share of units to remove, in [0, 1)")
+    if 1 < value < 100:
+        raise Invalid(f"sparsity is a share in [0, 1), not a percentage: got {value:g}, did you mean {value / 100:g}?")
+    if not 0 <= value < 1:
+        raise Invalid(f"sparsity must lie in [0, 1), the share of units to remove; got {value:g}")
+    return float(value)
+
+
+def recipe(name: str, **options: Any) -> Recipe:
+    """A surveyed method by name, with the survey's stages and the paper's constants.
+
+    Raises:
+        Invalid: an unknown method (the nearest names are offered), or one that has no preset yet: the sentence then names the
+            cell it belongs to, which can be run.
+    """
+    method = taxonomy.method(name)
+    words = [f'pipeline="{method.pipeline}"', f'structure="{sorted(method.structures)[-1]}"']
+    if locality := [x for x in sorted(method.locality) if x != "unspecified"]:
+        words.append(f'locality="{locality[0]}"')
+    words.append(f'criterion="{method.criterion}"')
+    raise Invalid(
+        f"{method.name} has no preset yet; its cell of the taxonomy runs as apnb.Recipe({', '.join(words)}, "
+        f"sparsity={options.get('sparsity', 0.9)})"
+    )

@@ -1,0 +1,476 @@
+"""A recipe carried out: stages in order, each stored when it ends; then the evaluation. As events, or as one call."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from apnb import datasets, networks, pipelines
+from apnb.attacks.pgd import pgd
+from apnb.datasets import Batches, Dataset, Split, generator
+from apnb.errors import Invalid, choose
+from apnb.evaluation import MODES, Evaluation, evaluate_stream
+from apnb.events import Batch, Done, Epoch, Event, Finished, Pruned, Restored, Resumed, Waiting
+from apnb.masks import Masks, Sparsity, Target, account
+from apnb.mechanisms import FixedMasks, Params, Progress
+from apnb.objectives import Objective, evaluating, objective
+from apnb.recipes import Recipe, budget
+from apnb.store import FORMAT, Store, digest, load_tree, save_tree, write_json
+from apnb.training import Model, accuracy, bake_, bf16_body, bf16_units, sgd
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+def pick_device(device: str | torch.device | None = None) -> torch.device:
+    """The device asked for, or CUDA if there is one, or the CPU.
+
+    Raises:
+        Invalid: a device that torch does not know or does not have.
+    """
+    if device in (None, "auto"):
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise Invalid(f"no device {str(device)!r} here ({str(error).splitlines()[0]}); use --device cpu") from None
+    return chosen
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What the body of a stage gets: batches in the stage's own order, its random generator, and a snapshot to go on from."""
+
+    name: str
+    data: Batches
+    generator: torch.Generator
+    resume: dict | None
+
+
+Body = Callable[[Stage], Generator[Event, None, Any]]
+
+
+class Runner:
+    """Carries out one recipe: what a pipeline or a method is written against.
+
+    Attributes:
+        recipe, budget: what to do and how much. net: the plain network, trained in place. layers: what can be pruned in it.
+        device, dataset, eps: where and on what.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        network: str | nn.Module = "cnn",
+        data: Any = "digits",
+        eps: float | None = None,
+        device: str | torch.device | None = None,
+        store: str | Path | Store | None = None,
+        precision: str = "auto",
+        snapshot_every: float | None = None,
+    ):
+        self.recipe = recipe
+        self.dataset: Dataset = datasets.load(data, eps=eps)
+        self.eps = self.dataset.eps
+        self.budget = budget(recipe.budget, self.dataset.channels * self.dataset.size[0] * self.dataset.size[1])
+        self.device = pick_device(device)
+        self.store = (store if isinstance(store, Store) else Store(store)).ready()
+        self.net = networks.build(network, channels=self.dataset.channels, classes=self.dataset.classes, seed=recipe.seed)
+        self.layers = networks.layers(self.net, self.dataset.sample())
+        self.network_name = network if isinstance(network, str) else type(network).__name__
+        self.parameters = sum(p.numel() for p in self.net.parameters())
+        self.target(recipe.sparsity).drop()  # refuse early what cannot be cut
+        self.train = self._training_split()
+        check = self.dataset.validation.at(slice(0, self.budget.check))
+        self.check = (check.images().to(self.device), check.y.to(self.device)) if self.budget.check else None
+        identity = {
+            "format": FORMAT,
+            "network": networks.identity(network, channels=self.dataset.channels, classes=self.dataset.classes),
+            "data": [self.dataset.name, self.dataset.fingerprint, self.dataset.augment],
+            "eps": self.eps,
+            "seed": recipe.seed,
+            "budget": self.budget.training(),
+        }
+        spelled = {k: v for k, v in recipe.to_dict().items() if k != "budget"}
+        self.key = digest([identity, spelled])
+        self._stage_key = digest(identity)
+        self.rows: list[dict] = []
+        self.seconds = 0.0
+        self.precision = self._precision(precision)
+        self.snapshot_every = (0.0 if self.device.type == "cuda" else 5.0) if snapshot_every is None else snapshot_every
+        wide = self.precision == "bf16" or self.device.type == "cuda"
+        self.net.to(self.device, memory_format=torch.channels_last if wide else torch.preserve_format)
+
+    def _training_split(self) -> Split:
+        split, wanted = self.dataset.train, self.budget.images
+        if wanted is None or wanted >= len(split):
+            return split
+        return split.at(datasets.subset(split, wanted, how="stratified", seed=0))
+
+    def _precision(self, wanted: str) -> str:
+        """bf16 pays where the hardware multiplies it and the network is large: below 50 M multiply-accumulates it does not."""
+        choose(wanted, PRECISIONS, "precision")
+        if wanted != "auto":
+            return wanted
+        return "bf16" if bf16_units(self.device) and sum(layer.macs for layer in self.layers) >= 50e6 else "fp32"
+
+    # --- what pipelines and methods use ----------------------------------------------------------------------------------------
+
+    def target(self, sparsity: float) -> Target:
+        """A selection by this recipe's structure and locality."""
+        return Target(self.layers, self.recipe.structure, self.recipe.locality, sparsity)
+
+    @cached_property
+    def norms(self) -> tuple[str, ...]:
+        """Names of the affine parameters of norm layers."""
+        kinds = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm)
+        return tuple(
+            f"{prefix}.{n}" if prefix else n
+            for prefix, m in self.net.named_modules()
+            if isinstance(m, kinds)
+            for n, _ in m.named_parameters(recurse=False)
+        )
+
+    def params(self) -> Params:
+        """The network's parameters by name; tensors are the network's own."""
+        return dict(self.net.named_parameters())
+
+    def state(self) -> dict[str, Tensor]:
+        """A copy of everything in the network's ``state_dict``."""
+        return {n: t.detach().clone() for n, t in self.net.state_dict().items()}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Put such a copy back."""
+        self.net.load_state_dict(state)
+
+    def copy_of(self, state: Mapping[str, Tensor]) -> nn.Module:
+        """Another network with this state, in evaluation mode: a teacher."""
+        import copy
+
+        other = copy.deepcopy(self.net)
+        other.load_state_dict(state)
+        return other.eval()
+
+    def objective(self, key: str, stage: Stage, teacher: nn.Module | None = None) -> Objective:
+        """An objective for a stage, with this run's eps and the stage's own randomness."""
+        return objective(key, eps=self.eps, steps=self.budget.attack_steps, generator=stage.generator, teacher=teacher)
+
+    def optimizer(self, groups: list[dict]) -> torch.optim.Optimizer:
+        """SGD with momentum 0.9 and the budget's weight decay."""
+        return sgd(groups, weight_decay=self.budget.weight_decay)
+
+    def measure(self, model: Callable[[Tensor], Tensor], steps: int = 10) -> dict[str, float]:
+        """Clean and PGD accuracy on some validation images, the same each time. Test images are never looked at here."""
+        if self.check is None:
+            return {}
+        x, y = self.check
+        draw = generator(self.recipe.seed, "measure", device=self.device)
+        with evaluating(self.net):
+            x_adv = pgd(model, x, y, eps=self.eps, steps=steps, generator=draw)
+            return {"clean": accuracy(model, x, y), "pgd": accuracy(model, x_adv, y)}
+
+    def validate(self, model: Model, at: Progress) -> dict[str, float]:
+        """For `fit`: clean accuracy after each epoch, PGD accuracy too after the last."""
+        if self.check is None:
+            return {}
+        frozen = model.frozen()
+        if at.epoch + 1 == at.epochs:
+            return {f"val_{k}": v for k, v in self.measure(frozen).items()}
+        with evaluating(self.net):
+            return {"val_clean": accuracy(frozen, *self.check)}
+
+    def pruned(self, masks: Masks, target: Target, **progress: int) -> Pruned:
+        """The event of a selection: what was asked for and obtained, and the accuracy right after the cut."""
+        obtained = account(masks, self.layers, target.structure, target.sparsity, self.parameters)
+        model = Model(self.net, self.params(), FixedMasks(masks)).frozen()
+        return Pruned(metrics={**dataclasses.asdict(obtained), **self.measure(model)}, **progress)
+
+    def stage(self, name: str, body: Body, **uses: Any) -> Generator[Event, None, Any]:
+        """Carry out a stage, or take it from the store; returns what the body returns.
+
+        The network's state and the returned value are stored when the body ends. What the body draws comes from generators
+        seeded by (seed, name), so a resumed run equals an uninterrupted one.
+
+        Args:
+            name: unique in the run. body: generator function of a `Stage`.
+            uses: all that decides the result besides the network, the data, the budget, the seed and the stages before;
+                without any, the whole recipe. Runs whose stages agree in all of it share them.
+        """
+        self._stage_key = key = digest([self._stage_key, name, uses or {k: v for k, v in self.recipe.to_dict().items() if k != "budget"}])
+        stored = self.store.stage(key, self.device)
+        if stored is None:
+            lock = self.store.lock(key)
+            while True:
+                try:
+                    lock.acquire(timeout=0)
+                    break
+                except TimeoutError:
+                    yield Waiting(stage=name)
+                    time.sleep(0.2)
+            try:
+                stored = self.store.stage(key, self.device)
+                if stored is None:
+                    return (yield from self._compute(name, key, body))
+            finally:
+                lock.release()
+        self.load(stored["net"])
+        self.rows += stored["rows"]
+        self.seconds += stored["seconds"]
+        yield Restored(stage=name, metrics={"seconds": stored["seconds"]})
+        return stored["value"]
+
+    def _compute(self, name: str, key: str, body: Body) -> Generator[Event, None, Any]:
+        partial = self.store.partial(key, self.device) or {"snapshot": None, "rows": [], "seconds": 0.0}
+        snapshot, rows = partial["snapshot"], partial["rows"]
+        data = Batches(
+            self.train, self.budget.batch, seed=self.recipe.seed, stage=name, augment=self.dataset.augment, device=self.device
+        )
+        stage = Stage(name, data, generator(self.recipe.seed, name, device=self.device), snapshot)
+        started = time.perf_counter() - partial["seconds"]
+        stored = time.perf_counter()
+        if snapshot:
+            yield Resumed(stage=name, step=snapshot["epoch"])
+        ends = tuple(layer.module for layer in (self.layers[0], self.layers[-1]))
+        with ExitStack() as scope:
+            scope.enter_context(bf16_body(self.net, ends, self.device.type, self.precision == "bf16"))
+            events = body(stage)
+            scope.callback(events.close)
+            while True:
+                try:
+                    event = next(events)
+                except StopIteration as end:
+                    value = end.value
+                    break
+                event = dataclasses.replace(event, stage=name)
+                if not isinstance(event, Batch):
+                    rows.append({"stage": name, "kind": event.kind, "step": event.step, "of": event.of, **event.metrics})
+                if isinstance(event, Epoch) and time.perf_counter() - stored >= self.snapshot_every and event.step < event.of:
+                    elapsed = time.perf_counter() - started
+                    self.store.write_partial(key, {"snapshot": event.snapshot(), "rows": rows, "seconds": elapsed})
+                    stored = time.perf_counter()
+                yield event
+        seconds = time.perf_counter() - started
+        self.store.write_stage(key, {"net": self.net.state_dict(), "value": value, "rows": rows, "seconds": seconds})
+        self.rows += rows
+        self.seconds += seconds
+        yield Finished(stage=name, metrics={"seconds": seconds})
+        return value
+
+    # --- the whole run ---------------------------------------------------------------------------------------------------------
+
+    def training(self) -> Generator[Event, None, None]:
+        """All stages of the recipe; ends with a stored run."""
+        if (self.store.run_folder(self.key) / "summary.json").exists():
+            return
+        masks = yield from pipelines.stages(self)
+        bake_(self.net, FixedMasks(masks))
+        obtained = account(masks, self.layers, self.recipe.structure, self.recipe.sparsity, self.parameters)
+        self.store.write_run(self.key, self._summary(obtained), {"net": self.net.state_dict(), "masks": masks}, self.rows)
+
+    def _summary(self, obtained: Sparsity) -> dict:
+        return {
+            "format": FORMAT,
+            "key": self.key,
+            "label": self.recipe.label,
+            "recipe": self.recipe.to_dict(),
+            "budget": self.budget.name,
+            "budget_numbers": dataclasses.asdict(self.budget),
+            "network": self.network_name,
+            "data": self.dataset.name,
+            "channels": self.dataset.channels,
+            "classes": self.dataset.classes,
+            "fingerprint": self.dataset.fingerprint,
+            "eps": self.eps,
+            "sparsity": dataclasses.asdict(obtained),
+            "seconds": self.seconds,
+            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.processor() or platform.machine(),
+            "precision": self.precision,
+            "threads": torch.get_num_threads(),
+            "versions": {"apnb": _version(), "torch": torch.__version__, "python": platform.python_version()},
+        }  # fmt: skip
+
+    def evaluation(self, attacks: str, n: int | None, subset: str, seed: int) -> Generator[Event, None, Evaluation]:
+        """The evaluation of the finished network, from the store if it was made before."""
+        points = len(self.dataset.test)
+        wanted = self.budget.points if n is None else n
+        wanted = None if wanted is None or wanted >= points else wanted
+        batch = 128 if self.device.type == "cpu" else 512
+        key = digest({"attacks": attacks, "mode": MODES[attacks], "eps": self.eps, "n": wanted, "subset": subset, "seed": seed, "batch": batch})
+        folder = self.store.run_folder(self.key) / "evaluations"
+        if (folder / f"{key}.json").exists():
+            try:
+                return Evaluation.from_tree(load_tree(folder / f"{key}.tensors"))
+            except Invalid:
+                (folder / f"{key}.json").unlink()
+        report = yield from evaluate_stream(
+            self.net, self.dataset, n=wanted, attacks=attacks, subset=subset, seed=seed, batch=batch, device=self.device
+        )
+        save_tree(folder / f"{key}.tensors", report.to_tree())
+        write_json(folder / f"{key}.json", {"key": key, **report.summary()})
+        return report
+
+
+@dataclass(frozen=True)
+class Run:
+    """A recipe carried out.
+
+    Attributes:
+        key: its name in the store. recipe. summary: what was recorded of it (budget, device, versions, seconds, ...).
+        model: the plain network with zeros where it was pruned, on the CPU, in evaluation mode.
+        masks: parameter name -> bool tensor of its shape, True = kept, as the method returned them.
+        evaluation: the `Evaluation` asked for, or None.
+    """
+
+    key: str
+    recipe: Recipe
+    summary: dict
+    model: nn.Module
+    masks: Masks
+    evaluation: Evaluation | None
+    rows: list[dict] = dataclasses.field(repr=False, default_factory=list)
+
+    @property
+    def sparsity(self) -> Sparsity:
+        """What was asked for and obtained."""
+        stored = self.summary["sparsity"]
+        return Sparsity(**{**stored, "collapsed": tuple(stored["collapsed"]), "empty": tuple(stored["empty"])})
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row for each epoch and each selection: stage, kind, step, of, and what was measured."""
+        import pandas as pd
+
+        return pd.DataFrame(self.rows)
+
+    def row(self) -> dict:
+        """The run and its evaluation as one flat row of the table."""
+        from apnb.store import row_of
+
+        return row_of(self.summary, self.evaluation.summary() if self.evaluation else {})
+
+
+def _version() -> str:
+    from apnb import __version__
+
+    return __version__
+
+
+def _plain_network(network: Any, summary: Mapping, state: Mapping[str, Tensor]) -> nn.Module:
+    """A fresh network with a stored state; raises Invalid if the two do not fit."""
+    net = networks.build(network, channels=summary["channels"], classes=summary["classes"])
+    try:
+        net.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise Invalid(f"run {summary['key']} does not fit network {summary['network']!r}: {str(error).splitlines()[-1].strip()}") from None
+    return net.eval()
+
+
+def open_run(key: str, *, network: Any = None, store: str | Path | Store | None = None) -> Run:
+    """A finished run from the store, with its newest evaluation.
+
+    Args:
+        key: its key or the beginning of it. network: the module, for runs of a network given as an object; else found by name.
+
+    Raises:
+        Invalid: no such run, or a damaged one.
+    """
+    import json
+
+    store = store if isinstance(store, Store) else Store(store)
+    summary = store.summary(key)
+    folder = store.run_folder(summary["key"])
+    tree = load_tree(folder / "network.tensors")
+    try:
+        rows = [json.loads(line) for line in (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError):
+        raise Invalid(f"run {summary['key']} is damaged: history.jsonl cannot be read; remove it with 'apnb runs rm {summary['key']}'") from None
+    found = store.evaluations(summary["key"])
+    report = Evaluation.from_tree(load_tree(folder / "evaluations" / f"{found[-1]['key']}.tensors")) if found else None
+    model = _plain_network(network or summary["network"], summary, tree["net"])
+    return Run(summary["key"], Recipe.from_dict(summary["recipe"]), summary, model, tree["masks"], report, rows)
+
+
+def stream(
+    recipe: Recipe,
+    network: str | nn.Module = "cnn",
+    data: Any = "digits",
+    *,
+    eps: float | None = None,
+    device: str | torch.device | None = None,
+    store: str | Path | Store | None = None,
+    precision: str = "auto",
+    evaluate: bool = True,
+    attacks: str = "standard",
+    n: int | None = None,
+    subset: str = "stratified",
+    snapshot_every: float | None = None,
+) -> Iterator[Event]:
+    """Carry out a recipe and say what happens; the last event, `Done`, holds the finished run. Closing the generator stops it.
+
+    What is finished is stored, so a second call goes on where the first one ended; arguments as for `run`.
+    """
+    if not isinstance(recipe, Recipe):
+        raise Invalid(f"expected an apnb.Recipe, got {type(recipe).__name__}; make one with apnb.Recipe(pipeline=..., ...)")
+    attacks = choose(attacks, MODES, "attack mode")
+    runner = Runner(
+        recipe, network=network, data=data, eps=eps, device=device, store=store, precision=precision, snapshot_every=snapshot_every
+    )
+    yield from runner.training()
+    finished = _reopened(runner, network)
+    report = None
+    if evaluate:
+        report = yield from runner.evaluation(attacks, n, subset, seed=0)
+    yield Done(stage="done", run=dataclasses.replace(finished, evaluation=report))
+
+
+def _reopened(runner: Runner, network: Any) -> Run:
+    """The stored run; one that turns out to be damaged is removed, and the next call computes it again."""
+    try:
+        run_ = open_run(runner.key, network=network, store=runner.store)
+    except Invalid as error:
+        runner.store.remove(runner.key)
+        raise Invalid(f"{error}; the damaged run was removed, run it again") from None
+    runner.load(run_.model.state_dict())
+    return run_
+
+
+def run(recipe: Recipe, network: str | nn.Module = "cnn", data: Any = "digits", *, progress: Any = None, **options: Any) -> Run:
+    """Carry out a recipe: train, prune, attack. Cached: the same call again comes back at once, an interrupted one goes on.
+
+    Args:
+        recipe: what to do.
+        network: cnn, resnet8, resnet18, vgg16, "package:factory", or a module (copied, never changed).
+        data: digits, cifar10, svhn, "folder:PATH", "npz:PATH", a `Dataset` or a pair of arrays.
+        eps: radius of training attack and evaluation (default: the data set's own).
+        device: default CUDA if there is one. precision: auto, fp32 or bf16 (stem and classifier stay in float32).
+        store: folder of runs (default ``APNB_HOME``, else the user's data folder).
+        evaluate, attacks, n, subset: whether and how to evaluate; n defaults to the budget's points.
+        progress: a function called with every event (default: none).
+
+    Returns:
+        The `Run`: model, masks, history, evaluation.
+
+    Raises:
+        Invalid: with one sentence, for whatever cannot work.
+    """
+    result = None
+    for event in stream(recipe, network, data, **options):
+        if progress is not None:
+            progress(event)
+        if isinstance(event, Done):
+            result = event.run
+    return result

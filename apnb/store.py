@@ -1,0 +1,373 @@
+"""Runs on disk: stages that runs share, runs with their evaluations, one table of all. Everything is written atomically.
+
+::
+
+    stages/KEY/       network, returned value and history of one finished stage; runs with the same beginning share it
+    stages/KEY.part   snapshot of a stage under way, from which it goes on after an interruption
+    runs/KEY/         summary.json, network and masks, history.jsonl, evaluations/KEY.json and .tensors
+
+A file of tensors is data: safetensors where it is installed, else torch's own format read with ``weights_only=True``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from apnb.errors import Invalid
+
+FORMAT = 1
+MAX_IMPORT = 8 << 30
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of the canonical JSON of plain data, 24 hex digits of it: a key."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+# --- trees of tensors and plain values as one file -----------------------------------------------------------------------------
+
+
+def _encode(value: Any, tensors: list[Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        tensors.append(value.detach().cpu().contiguous().clone())
+        return {"t": len(tensors) - 1}
+    if isinstance(value, Mapping):
+        return {"d": [[k, _encode(v, tensors)] for k, v in value.items()]}
+    if isinstance(value, list | tuple):
+        return [_encode(v, tensors) for v in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"cannot store a {type(value).__name__}")
+
+
+def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, dict):
+        return tensors[str(value["t"])] if "t" in value else {k: _decode(v, tensors) for k, v in value["d"]}
+    if isinstance(value, list):
+        return [_decode(v, tensors) for v in value]
+    return value
+
+
+def save_tree(path: Path, tree: Any) -> None:
+    """Write nested dicts and lists of tensors, numbers, strings and None as one file, atomically."""
+    tensors: list[Tensor] = []
+    text = json.dumps(_encode(tree, tensors))
+    named = {str(i): t for i, t in enumerate(tensors)}
+
+    def write(tmp: Path) -> None:
+        try:
+            from safetensors.torch import save_file
+        except ImportError:
+            torch.save({"tree": text, "tensors": named}, tmp)
+        else:
+            save_file(named, tmp, metadata={"tree": text})
+
+    _atomic(path, write)
+
+
+def load_tree(path: Path, device: torch.device | str = "cpu") -> Any:
+    """What `save_tree` wrote; never executes anything.
+
+    Raises:
+        Invalid: the file is missing, cut short or something else.
+    """
+    try:
+        with open(path, "rb") as f:
+            zipped = f.read(2) == b"PK"
+        if zipped:
+            stored = torch.load(path, map_location=str(device), weights_only=True)
+            text, tensors = stored["tree"], stored["tensors"]
+        else:
+            from safetensors import safe_open
+
+            with safe_open(path, framework="pt", device=str(device)) as f:
+                text, tensors = f.metadata()["tree"], {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
+        return _decode(json.loads(text), tensors)
+    except ImportError:
+        raise Invalid(f"{path} is a safetensors file; install the package safetensors to read it") from None
+    except Exception as error:
+        raise Invalid(f"{path} cannot be read ({type(error).__name__}: {error}); it is damaged or was not written by apnb") from None
+
+
+def _atomic(path: Path, write: Any) -> None:
+    """Write beside ``path``, flush to disk, rename: a reader sees the old file or the new one, never half of one."""
+    handle, name = -1, ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
+        os.close(handle)
+        write(Path(name))
+        with open(name, "rb+") as f:
+            os.fsync(f.fileno())
+        os.replace(name, path)
+    except BaseException as error:
+        if name:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+        _explain(error, path)
+        raise
+
+
+def _explain(error: BaseException, path: Path) -> None:
+    """Turn an operating system's refusal to write into a sentence; safetensors wraps it in an error of its own."""
+    text = str(error)
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    wrapped = type(error).__name__ == "SafetensorError" and "os error" in text.lower()
+    if full or "No space left" in text or "File too large" in text:
+        raise Invalid(f"cannot write {path}: no space left; free some or choose another place with --store or APNB_HOME") from None
+    if isinstance(error, OSError) or wrapped:
+        reason = getattr(error, "strerror", None) or text
+        raise Invalid(f"cannot write {path}: {reason}; choose a writable place with --store or APNB_HOME") from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """JSON, atomically."""
+    _atomic(path, lambda tmp: tmp.write_text(json.dumps(value, indent=1, default=str) + "\n", encoding="utf-8"))
+
+
+def read_json(path: Path) -> Any:
+    """JSON of a file that we wrote; Invalid if it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Invalid(f"{path} cannot be read ({type(error).__name__}); it is damaged") from None
+
+
+def default_home() -> Path:
+    """``APNB_HOME`` if set, else the user's data folder."""
+    if home := os.environ.get("APNB_HOME"):
+        return Path(home).expanduser()
+    try:
+        from platformdirs import user_data_path
+    except ImportError:
+        return Path.home() / ".apnb"
+    return user_data_path("apnb")
+
+
+class Store:
+    """A folder of stages and runs. Safe for several processes at once; a network file system works where it can lock files."""
+
+    def __init__(self, root: str | Path | None = None):
+        self.root = Path(root).expanduser() if root is not None else default_home()
+        self.stages, self.runs = self.root / "stages", self.root / "runs"
+
+    def ready(self) -> Store:
+        """Make sure that the store can be written to.
+
+        Raises:
+            Invalid: it cannot; one sentence with the reason.
+        """
+        probe = self.stages / ".probe"
+        _atomic(probe, lambda tmp: tmp.write_text("ok"))
+        probe.unlink(missing_ok=True)
+        self.runs.mkdir(parents=True, exist_ok=True)
+        return self
+
+    # --- stages ---------------------------------------------------------------------------------------------------------------
+
+    def lock(self, key: str) -> Any:
+        """A lock on a stage, freed by the system if its holder dies. ``acquire(timeout=0)`` raises TimeoutError if it is taken."""
+        from filelock import FileLock
+
+        return FileLock(self.stages / f"{key}.lock", thread_local=False)
+
+    def stage(self, key: str, device: torch.device | str = "cpu") -> dict | None:
+        """A finished stage: {"net", "value", "rows", "seconds"}; None if it is not there. A damaged one is removed."""
+        path = self.stages / f"{key}.stage"
+        if not path.exists():
+            return None
+        try:
+            return load_tree(path, device)
+        except Invalid:
+            path.unlink(missing_ok=True)
+            return None
+
+    def write_stage(self, key: str, tree: dict) -> None:
+        """Store a finished stage and drop its snapshot."""
+        save_tree(self.stages / f"{key}.stage", tree)
+        (self.stages / f"{key}.part").unlink(missing_ok=True)
+
+    def partial(self, key: str, device: torch.device | str = "cpu") -> dict | None:
+        """The last snapshot of an unfinished stage: {"snapshot", "rows", "seconds"}; None if there is none or it is damaged."""
+        path = self.stages / f"{key}.part"
+        if not path.exists():
+            return None
+        try:
+            return load_tree(path, device)
+        except Invalid:
+            path.unlink(missing_ok=True)
+            return None
+
+    def write_partial(self, key: str, tree: dict) -> None:
+        """Store a snapshot, replacing the one before."""
+        save_tree(self.stages / f"{key}.part", tree)
+
+    # --- runs -----------------------------------------------------------------------------------------------------------------
+
+    def run_folder(self, key: str) -> Path:
+        """Where a run lies."""
+        return self.runs / key
+
+    def write_run(self, key: str, summary: dict, network: dict, rows: list[dict]) -> None:
+        """Store a finished run: network and history first, ``summary.json`` last, which makes it visible."""
+        folder = self.run_folder(key)
+        save_tree(folder / "network.tensors", network)
+        _atomic(folder / "history.jsonl", lambda t: t.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8"))
+        write_json(folder / "summary.json", summary)
+
+    def summary(self, key: str) -> dict:
+        """What is known of a run without its tensors.
+
+        Raises:
+            Invalid: no such run (the nearest keys are offered), or its folder is damaged.
+        """
+        folder = self.find(key)
+        try:
+            summary = read_json(folder / "summary.json")
+            if summary["format"] != FORMAT:
+                raise Invalid(f"run {key} has format {summary['format']}, this version reads {FORMAT}; use the version that wrote it")
+            summary["recipe"]["pipeline"]  # noqa: B018
+        except Invalid as error:
+            raise Invalid(f"run {folder.name} is damaged: {error}; remove it with 'apnb runs rm {folder.name}'") from None
+        except (KeyError, TypeError):
+            raise Invalid(f"run {folder.name} is damaged: summary.json lacks fields; remove it with 'apnb runs rm {folder.name}'") from None
+        return summary
+
+    def find(self, key: str) -> Path:
+        """A run's folder by its key or an unambiguous beginning of it."""
+        keys = self.keys()
+        matches = [k for k in keys if k.startswith(key)] if key else []
+        if len(matches) == 1 or key in matches:
+            return self.runs / (key if key in matches else matches[0])
+        if matches:
+            raise Invalid(f"{key!r} begins {len(matches)} runs ({', '.join(m[:12] for m in matches[:4])}, ...); give more of the key")
+        raise Invalid(f"no run {key!r} in {self.root}; 'apnb runs list' shows the {len(keys)} there are")
+
+    def keys(self) -> list[str]:
+        """Keys of all finished runs, oldest first."""
+        found = [p for p in self.runs.glob("*/summary.json") if not p.parent.name.startswith(".")] if self.runs.is_dir() else []
+        return [p.parent.name for p in sorted(found, key=lambda p: (p.stat().st_mtime, p.parent.name))]
+
+    def evaluations(self, key: str) -> list[dict]:
+        """Summaries of a run's evaluations, newest last."""
+        found = sorted((self.run_folder(key) / "evaluations").glob("*.json"), key=lambda p: p.stat().st_mtime)
+        return [read_json(p) for p in found]
+
+    def table(self) -> tuple[list[dict], list[str]]:
+        """One flat row for each evaluation of each run (a run without any has one row), and a sentence for each damaged run."""
+        rows, damaged = [], []
+        for key in self.keys():
+            try:
+                summary = self.summary(key)
+                rows += [row_of(summary, e) for e in self.evaluations(key) or [{}]]
+            except Invalid as error:
+                damaged.append(str(error))
+        return rows, damaged
+
+    def remove(self, key: str) -> None:
+        """Remove a run with its evaluations. Stages stay: other runs may share them."""
+        folder = self.runs / key if (self.runs / key).is_dir() and key else self.find(key)
+        shutil.rmtree(folder)
+
+    # --- taking runs elsewhere ---------------------------------------------------------------------------------------------------
+
+    def export(self, path: str | Path, keys: list[str] | None = None) -> int:
+        """Write runs as one ZIP (all of them by default); returns how many."""
+        chosen = [self.find(k).name for k in keys] if keys else self.keys()
+        if not chosen:
+            raise Invalid(f"there are no runs in {self.root} to export; 'apnb demo' makes some")
+
+        def write(tmp: Path) -> None:
+            with zipfile.ZipFile(tmp, "w", zipfile.ZIP_DEFLATED) as z:
+                for key in chosen:
+                    for file in sorted((self.runs / key).rglob("*")):
+                        if file.is_file() and not file.name.startswith(".tmp-"):
+                            z.write(file, f"runs/{key}/{file.relative_to(self.runs / key).as_posix()}")
+
+        _atomic(Path(path), write)
+        return len(chosen)
+
+    def import_(self, path: str | Path) -> list[str]:
+        """Take runs from a ZIP that `export` wrote; runs that are here already stay as they are. Returns the new keys.
+
+        Raises:
+            Invalid: no such file, no ZIP, or entries that an export does not have (paths outside, absurd sizes, damaged runs).
+        """
+        path = Path(path)
+        self.ready()
+        try:
+            with zipfile.ZipFile(path) as z:
+                entries = [i for i in z.infolist() if not i.is_dir()]
+                if sum(i.file_size for i in entries) > MAX_IMPORT:
+                    raise Invalid(f"{path} unpacks to more than {MAX_IMPORT >> 30} GiB; no export is that large, nothing was imported")
+                allowed = {"summary.json", "network.tensors", "history.jsonl"}
+                for i in entries:
+                    parts = i.filename.split("/")
+                    evaluation = len(parts) == 4 and parts[2] == "evaluations" and Path(parts[3]).suffix in (".json", ".tensors")
+                    plain = len(parts) == 3 and parts[2] in allowed
+                    safe = all(p not in ("", ".", "..") and "\\" not in p and ":" not in p for p in parts)
+                    if not (safe and parts[0] == "runs" and (plain or evaluation)):
+                        raise Invalid(f"{path} is no export of runs: it holds {i.filename!r}; nothing was imported")
+                with tempfile.TemporaryDirectory(dir=self.root, prefix=".import-") as tmp:
+                    z.extractall(tmp, entries)
+                    return self._adopt(Path(tmp))
+        except FileNotFoundError:
+            raise Invalid(f"no file {path}; give the ZIP that 'apnb runs export' wrote") from None
+        except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+            raise Invalid(f"{path} is no readable ZIP ({error}); nothing was imported") from None
+        except OSError as error:
+            _explain(error, self.root)
+            raise
+
+    def _adopt(self, unpacked: Path) -> list[str]:
+        other = Store(unpacked)
+        for key in other.keys():
+            other.summary(key)
+            other.evaluations(key)
+            load_tree(other.run_folder(key) / "network.tensors")
+        new = [k for k in other.keys() if not self.run_folder(k).exists()]
+        for key in new:
+            os.replace(other.run_folder(key), self.run_folder(key))
+        return new
+
+    @contextlib.contextmanager
+    def holding(self, key: str) -> Iterator[None]:
+        """The lock of a key, waited for."""
+        with self.lock(key):
+            yield
+
+
+def row_of(summary: Mapping, evaluation: Mapping) -> dict:
+    """A run's summary and one of its evaluations as one flat row; accuracies and shares in [0, 1], seconds."""
+    recipe, sparsity = summary["recipe"], summary["sparsity"]
+    row = {
+        "key": summary["key"],
+        "label": summary["label"],
+        **{k: recipe[k] for k in ("pipeline", "schedule", "structure", "locality", "criterion", "variant", "seed")},
+        "budget": summary["budget"],
+        "network": summary["network"],
+        "data": summary["data"],
+        "train_eps": summary["eps"],
+        "sparsity": sparsity["asked"],
+        **{k: sparsity[k] for k in ("units", "weights", "parameters")},
+        "collapsed": len(sparsity["collapsed"]) + len(sparsity["empty"]),
+        "seconds": summary["seconds"],
+    }
+    fields = ("clean", "robust", "low", "high", "n", "attacks", "eps", "subset")
+    row |= {k: evaluation.get(k) for k in fields}
+    row["attack_seconds"] = evaluation.get("seconds")
+    return row
