@@ -249,7 +249,22 @@ class Dynamic(Mechanism):
     def penalty(self, params: Params, at: Progress) -> Tensor | float:
         return 0.0 if self.fixed else self.search.penalty(params, at)
 
+    def _calm(self, params: Params) -> None:
+        """Scale the dormant entries' gradient so that its root mean square in a tensor does not exceed that of the kept ones.
+
+        A filter that is removed whole feeds zeros into its batch norm, whose backward then multiplies by 1/sqrt(1e-5): without
+        this, dormant filters would be thrown about by gradients some hundred times too large.
+        """
+        for n, m in self.masks.items():
+            g = params[n].grad
+            squares, kept = g.square(), m.sum()
+            active = (squares * m).sum() / kept
+            dormant = (squares * ~m).sum() / (m.numel() - kept).clamp_min(1)
+            g.mul_(torch.where(m, 1.0, (active / dormant.clamp_min(1e-30)).sqrt().clamp(max=1.0)))
+
     def update(self, optimizer: Optimizer, at: Progress) -> None:
+        if self.masks and not self.fixed:
+            self._calm(at.params)
         if self.statistic is not None and not self.fixed:
             for n in self.names:
                 value = self.statistic(at.params[n].detach(), at.params[n].grad)

@@ -82,7 +82,7 @@ def during(run: Runner) -> Stages:
         yield from train(run, s, r.training_step, b.epochs, one_cycle(b.lr), mechanism)
         masks = mechanism.masks(run.params())
         bake_(run.net, mechanism)
-        yield run.pruned(masks, target, step=1, of=1)
+        yield run.pruned(masks, target)
         return masks
 
     def selected(s: Stage) -> Stages:
@@ -154,7 +154,7 @@ def prune(run: Runner, sparsity: float, epochs: int, within: Masks | None, teach
         inner = search or Mechanism()
         mechanism = inner if within is None else Within(within, inner)
         if epochs:
-            high = r.pipeline == "before" or c.search is not None and (r.criterion, r.variant) == ("lis", "learned")
+            high = r.pipeline == "before" or r.variant == "learned"
             lr = one_cycle(b.lr) if high else cosine(b.finetune_lr)
             yield from train(run, s, r.pruning_step, epochs, lr, mechanism, teacher)
         mean = None
@@ -163,7 +163,7 @@ def prune(run: Runner, sparsity: float, epochs: int, within: Masks | None, teach
             mean = mean_statistic(run.net, s.data(0), run.objective(key, s, teacher), c.statistic, mechanism)
         weights = {n: p.detach() for n, p in run.params().items()}
         masks = target.select(c.scores(weights, search, mean, s.generator), within)
-        yield run.pruned(masks, target, step=1, of=1)
+        yield run.pruned(masks, target)
         return masks
 
     return body

@@ -85,7 +85,7 @@ class Budget:
     weight_decay: float = 5e-4
     attack_steps: int = 7
     rounds: int = 3
-    updates: int = 10
+    updates: int = 100
     strength: float = 1e-4
     rho: float = 1e-3
     rho_growth: float = 1.3
@@ -118,19 +118,19 @@ _SMALL = {
                    rounds=2, updates=2, dual_period=1, points=16, check=32),
     "quick": Budget(name="quick"),
     "standard": Budget(name="standard", epochs=100, search_epochs=30, finetune_epochs=40, attack_steps=10, rounds=5,
-                       updates=20, points=500),
+                       updates=200, points=500),
     "paper": Budget(name="paper", epochs=200, search_epochs=50, finetune_epochs=100, attack_steps=10, rounds=10,
-                    updates=50, points=None),
+                    updates=500, points=None),
 }  # fmt: skip
 _LARGE = {
     "tiny": Budget(name="tiny", epochs=1, search_epochs=1, finetune_epochs=1, batch=32, images=64, attack_steps=1,
                    rounds=2, updates=2, dual_period=1, points=4, check=8),
     "quick": Budget(name="quick", epochs=2, search_epochs=1, finetune_epochs=1, images=1000, attack_steps=2, rounds=2,
-                    updates=4, dual_period=1, points=16, check=64),
+                    updates=8, dual_period=1, points=16, check=64),
     "standard": Budget(name="standard", epochs=30, search_epochs=10, finetune_epochs=15, attack_steps=10, rounds=5,
-                       updates=20, finetune_lr=0.02, points=1000, check=500),
+                       updates=1000, finetune_lr=0.02, points=1000, check=500),
     "paper": Budget(name="paper", epochs=100, search_epochs=20, finetune_epochs=100, attack_steps=10, rounds=10,
-                    updates=50, finetune_lr=0.01, points=10000, check=1000),
+                    updates=4000, finetune_lr=0.01, points=10000, check=1000),
 }  # fmt: skip
 BUDGETS = tuple(_SMALL)
 

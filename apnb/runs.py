@@ -193,11 +193,15 @@ class Runner:
         with evaluating(self.net):
             return {"val_clean": accuracy(frozen, *self.check)}
 
-    def pruned(self, masks: Masks, target: Target, **progress: int) -> Pruned:
-        """The event of a selection: what was asked for and obtained, and the accuracy right after the cut."""
+    def pruned(self, masks: Masks, target: Target, *, step: int = 1, of: int = 1) -> Pruned:
+        """The event of a selection: what was asked for and obtained, and the accuracy right after the cut.
+
+        Of many selections about ten are measured, and always the last.
+        """
         obtained = account(masks, self.layers, target.structure, target.sparsity, self.parameters)
         model = Model(self.net, self.params(), FixedMasks(masks)).frozen()
-        return Pruned(metrics={**dataclasses.asdict(obtained), **self.measure(model)}, **progress)
+        measured = self.measure(model) if step == of or step % max(1, of // 10) == 0 else {}
+        return Pruned(metrics={**dataclasses.asdict(obtained), **measured}, step=step, of=of)
 
     def stage(self, name: str, body: Body, **uses: Any) -> Generator[Event, None, Any]:
         """Carry out a stage, or take it from the store; returns what the body returns.

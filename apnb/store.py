@@ -19,7 +19,7 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -278,10 +278,17 @@ class Store:
                 damaged.append(str(error))
         return rows, damaged
 
+    def locate(self, key: str) -> str:
+        """The whole key of a run, a damaged one (of any kind) included."""
+        folders = [p.name for p in self.runs.iterdir() if p.is_dir()] if self.runs.is_dir() else []
+        return key if key in folders else self.find(key).name
+
     def remove(self, key: str) -> None:
         """Remove a run with its evaluations. Stages stay: other runs may share them."""
-        folder = self.runs / key if (self.runs / key).is_dir() and key else self.find(key)
-        shutil.rmtree(folder)
+        try:
+            shutil.rmtree(self.runs / self.locate(key))
+        except OSError as error:
+            raise Invalid(f"cannot remove run {key} from {self.root}: {error.strerror or error}") from None
 
     # --- taking runs elsewhere ---------------------------------------------------------------------------------------------------
 
@@ -344,11 +351,13 @@ class Store:
             os.replace(other.run_folder(key), self.run_folder(key))
         return new
 
-    @contextlib.contextmanager
-    def holding(self, key: str) -> Iterator[None]:
-        """The lock of a key, waited for."""
-        with self.lock(key):
-            yield
+
+ROW = (
+    "key", "label", "pipeline", "schedule", "structure", "locality", "criterion", "variant", "seed", "budget", "network", "data",
+    "train_eps", "sparsity", "units", "weights", "parameters", "collapsed", "seconds",
+    "clean", "robust", "low", "high", "n", "attacks", "eps", "subset", "attack_seconds",
+)  # fmt: skip
+"""Columns of the table: what was run, what was obtained (shares in [0, 1]), how it was attacked and what stood, seconds."""
 
 
 def row_of(summary: Mapping, evaluation: Mapping) -> dict:

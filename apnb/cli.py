@@ -1,0 +1,626 @@
+"""The command line: plain functions, shown by typer; without typer (a bare GPU machine) the same functions run through argparse."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from apnb.errors import Invalid
+
+STORE = Annotated[Path | None, "Folder of runs (default: APNB_HOME, else the user's data folder)."]
+JSON = Annotated[bool, "Print JSON for a script instead of a table."]
+NETWORK = Annotated[str, "cnn, resnet8, resnet18, vgg16, or package:factory."]
+DATA = Annotated[str, "digits, cifar10, svhn, folder:PATH or npz:PATH."]
+ATTACKS = Annotated[str, "standard (AutoAttack), lite (APGD-CE and APGD-T, an upper bound of it) or pgd (a quick look)."]
+DEVICE = Annotated[str, "auto, cpu or cuda."]
+THREADS = Annotated[int, "Cores torch may use; 0: one for small networks, all for large ones."]
+POINTS = Annotated[int | None, "Test images to attack (default: the budget's)."]
+BUDGET = Annotated[str, "quick, standard, paper or tiny."]
+
+
+# --- commands ------------------------------------------------------------------------------------------------------------------
+
+
+def demo(
+    out: Annotated[Path, "The HTML file with the curve."] = Path("demo.html"),
+    workers: Annotated[int, "Worker processes, one core each."] = 2,
+    n: Annotated[int, "Test images to attack."] = 128,
+    budget: BUDGET = "quick",
+    store: STORE = None,
+) -> int:
+    """Prune, attack, plot: three recipes at four sparsities on the embedded data set, from nothing to a curve."""
+    from apnb import plots, sweeps
+    from apnb.recipes import Recipe
+
+    cells = [
+        {"pipeline": "after", "structure": "weights", "locality": "global", "criterion": "lwm"},
+        {"pipeline": "before", "structure": "weights", "locality": "local", "criterion": "lis"},
+        {"pipeline": "during", "structure": "filters", "locality": "global", "criterion": "lwm"},
+    ]
+    recipes = sweeps.with_dense(Recipe(**c, sparsity=s, budget=budget) for c in cells for s in (0.5, 0.75, 0.9, 0.95))
+    note(f"{len(recipes)} networks: trained, pruned and attacked on {workers} cores; what is finished is kept and comes back at once")
+    with sweeps.workers(workers) as pool:
+        runs = sweeps.sweep(recipes, pool, store=store, n=n, device="cpu", progress=told)
+    frame = runs.frame()
+    show(result_rows(frame), title=f"digits, eps 0.15: robust accuracy is an upper bound, found by AutoAttack on n = {n} test images")
+    plots.save(plots.robustness_sparsity(frame), out)
+    note(f"the curve: {out}")
+    return failures(runs.failed)
+
+
+def run(
+    pipeline: Annotated[str, "When to prune: after, before or during training."] = "after",
+    schedule: Annotated[str, "one_shot or iterative."] = "one_shot",
+    structure: Annotated[str, "weights, filters, channels or kernels."] = "weights",
+    locality: Annotated[str, "local or global."] = "global",
+    criterion: Annotated[str, "lwm, relwm, solwm, lis, hgm, bcs (or the control random)."] = "lwm",
+    sparsity: Annotated[float, "Share of units to remove, in [0, 1)."] = 0.9,
+    variant: Annotated[str | None, "Of the criterion: l1 or group_lasso (relwm), learned or saliency (lis)."] = None,
+    ramp: Annotated[str | None, "cubic or linear, of an iterative schedule."] = None,
+    rewind: Annotated[bool | None, "Weights go back to where they started."] = None,
+    objective: Annotated[str, "Of every stage not given below: natural, fgsm, fast_at, pgd_at, trades, mart."] = "pgd_at",
+    pretraining: Annotated[str | None, "Objective of the stage (after)."] = None,
+    pruning_step: Annotated[str | None, "Objective of the stage (after, before); none where allowed."] = None,
+    finetuning: Annotated[str | None, "Objective of the stage (after); kd or none are allowed."] = None,
+    training_step: Annotated[str | None, "Objective of the stage (before, during)."] = None,
+    budget: BUDGET = "quick",
+    seed: Annotated[int, "Of everything that involves chance."] = 0,
+    network: NETWORK = "cnn",
+    data: DATA = "digits",
+    eps: Annotated[float | None, "Radius of training attack and evaluation (default: the data set's)."] = None,
+    attacks: ATTACKS = "standard",
+    n: POINTS = None,
+    device: DEVICE = "auto",
+    precision: Annotated[str, "auto, fp32 or bf16."] = "auto",
+    threads: THREADS = 0,
+    store: STORE = None,
+    plan: Annotated[bool, "Say what would happen, and stop."] = False,
+    json_: JSON = False,
+) -> int:
+    """Carry out one recipe: train, prune, attack. Goes on where an interrupted run ended."""
+    from apnb.recipes import Recipe
+
+    recipe = Recipe(
+        pipeline=pipeline, schedule=schedule, structure=structure, locality=locality, criterion=criterion, sparsity=sparsity,
+        variant=variant, ramp=ramp, rewind=rewind, pretraining=pretraining, pruning_step=pruning_step, finetuning=finetuning,
+        training_step=training_step, budget=budget, seed=seed, objective=objective,
+    )  # fmt: skip
+    if plan:
+        print(recipe.plan(64 if data == "digits" else 3072))
+        return 0
+    from apnb.runs import run as carry_out
+
+    use_threads(threads, network)
+    with Watch() as watch:
+        result = carry_out(
+            recipe, network, data, eps=eps, device=device, precision=precision, store=store, attacks=attacks, n=n, progress=watch
+        )
+    row = result.row()
+    if json_:
+        print(json.dumps({**row, "recipe": result.recipe.to_dict(), "warnings": list(result.evaluation.warnings)}, indent=1))
+        return 0
+    show(result_rows([row]), title=str(result.evaluation))
+    for sentence in result.evaluation.warnings:
+        note(sentence)
+    return 0
+
+
+def sweep(
+    file: Annotated[Path, "TOML or JSON: recipes, and optionally network, data, eps, attacks, n."],
+    workers: Annotated[int, "Worker processes; 1 runs them here, one after the other."] = 1,
+    out: Annotated[Path | None, "Also write the curve: .html, .png or .svg."] = None,
+    device: DEVICE = "auto",
+    threads: THREADS = 0,
+    store: STORE = None,
+    json_: JSON = False,
+) -> int:
+    """Carry out the recipes of a file and print the table."""
+    from contextlib import nullcontext
+
+    from apnb import sweeps
+
+    options = sweeps.read_sweep(file)
+    recipes = options.pop("recipes")
+    each = use_threads(threads, options.get("network", "cnn"))
+    with sweeps.workers(workers, each) if workers > 1 else nullcontext() as pool:
+        runs = sweeps.sweep(recipes, pool, store=store, device=device, progress=told, **options)
+    frame = runs.frame()
+    if json_:
+        failed = [{"recipe": r.to_dict(), "error": e} for r, e in runs.failed.items()]
+        print(json.dumps({"runs": plain(frame), "failed": failed}, indent=1))
+    else:
+        show(result_rows(frame))
+    if out is not None and len(frame):
+        from apnb import plots
+
+        plots.save(plots.robustness_sparsity(frame), out)
+        note(f"the curve: {out}")
+    return failures(runs.failed)
+
+
+def evaluate(
+    what: Annotated[str, "A run's key (see 'apnb runs list') or package:factory, a function that returns a network."],
+    data: Annotated[str | None, "digits, cifar10, svhn, folder:PATH or npz:PATH (default: the run's own, else digits)."] = None,
+    eps: Annotated[float | None, "Radius of the ball (default: the run's, else the data set's)."] = None,
+    attacks: ATTACKS = "standard",
+    n: Annotated[int | None, "Test images to attack (default: all)."] = None,
+    subset: Annotated[str, "How n images are drawn: stratified, random or first."] = "stratified",
+    seed: Annotated[int, "Of the draw and of the attacks."] = 0,
+    device: DEVICE = "auto",
+    threads: THREADS = 0,
+    store: STORE = None,
+    json_: JSON = False,
+) -> int:
+    """Attack a network and count what stands, with an interval."""
+    from apnb import datasets, networks
+    from apnb.evaluation import evaluate_stream
+    from apnb.runs import open_run, pick_device
+
+    if ":" in what:
+        dataset = datasets.load(data or "digits", eps=eps)
+        use_threads(threads, what)
+        model = networks.build(what, channels=dataset.channels, classes=dataset.classes)
+    else:
+        found = open_run(what, store=store)
+        model = found.model
+        dataset = datasets.load(data or found.summary["data"], eps=eps or found.summary["eps"])
+        use_threads(threads, found.summary["network"])
+    networks.layers(model, dataset.sample())
+    with Watch() as watch:
+        report = watch.follow(
+            evaluate_stream(model, dataset, n=n, attacks=attacks, subset=subset, seed=seed, device=pick_device(device))
+        )
+    if json_:
+        print(json.dumps(report.summary(), indent=1))
+    else:
+        print(report)
+        for sentence in report.warnings:
+            note(sentence)
+    return 0
+
+
+def methods(
+    pipeline: Annotated[str | None, "after, before or during."] = None,
+    objective: Annotated[str | None, "Of any stage."] = None,
+    schedule: Annotated[str | None, "one_shot, iterative or unspecified."] = None,
+    structure: Annotated[str | None, "weights, filters, channels or kernels."] = None,
+    locality: Annotated[str | None, "local or global."] = None,
+    criterion: Annotated[str | None, "lwm, relwm, solwm, lis, hgm or bcs."] = None,
+    check: Annotated[Path | None, "Check a taxonomy entry that you wrote (JSON) instead."] = None,
+    json_: JSON = False,
+) -> int:
+    """The surveyed methods and where they stand in the taxonomy."""
+    from apnb import taxonomy
+
+    if check is not None:
+        entry = taxonomy.check_entry(check)
+        print(f"{check}: a valid entry for {entry.name} ({entry.pipeline}, {entry.criterion})")
+        return 0
+    found = taxonomy.methods(pipeline, objective, schedule, structure, locality, criterion)
+    if json_:
+        print(json.dumps(plain(taxonomy.frame(found)), indent=1, default=str))
+        return 0
+    rows = [
+        {
+            "key": m.key,
+            "method": f"{m.name} ({m.first_author} {m.year})",
+            "pipeline": str(m.pipeline),
+            "objectives": "; ".join("+".join(map(str, o)) for o in m.objectives.values()),
+            "schedule": str(m.schedule),
+            "structures": "+".join(map(str, m.structures)),
+            "locality": "+".join(map(str, m.locality)),
+            "criterion": str(m.criterion).upper(),
+        }
+        for m in found
+    ]
+    show(rows, title=f"{len(rows)} of 26 surveyed methods")
+    return 0
+
+
+def lab(
+    folder: Annotated[Path | None, "Where the notebooks go (default: the checkout's own, else ./apnb-notebooks)."] = None,
+    port: Annotated[int, "Of the local server; the next free one if it is taken."] = 8888,
+    browser: Annotated[bool, "Open a browser."] = True,
+) -> int:
+    """JupyterLab on the notebooks, opened at the first."""
+    import importlib.util
+    import subprocess
+
+    if importlib.util.find_spec("jupyterlab") is None:
+        raise Invalid("the lab needs JupyterLab, which is not installed; install it with: pip install 'apnb[lab]'")
+    place = notebooks(folder)
+    command = [
+        sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={place}", f"--port={port}",
+        "--LabApp.default_url=/lab/tree/00_start_here.ipynb", "--LabApp.news_url=None",
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+    ]  # fmt: skip
+    if not browser:
+        command.append("--no-browser")
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        command.append("--allow-root")  # in a container one is root, and the server listens on this machine only
+    return subprocess.call(command)
+
+
+def doctor(store: STORE = None, json_: JSON = False) -> int:
+    """What this machine has, and what is missing."""
+    import importlib.metadata as metadata
+    import platform
+
+    import torch
+
+    from apnb import taxonomy
+    from apnb.store import Store
+    from apnb.training import bf16_units
+
+    def version(package: str) -> str:
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            return "not installed"
+
+    place = Store(store)
+    try:
+        rows, damaged = place.ready().table()
+        runs = f"{len({r['key'] for r in rows})} runs, {len(damaged)} damaged"
+    except Invalid as error:
+        damaged, runs = [], f"not usable: {error}"
+    cuda = torch.cuda.is_available()
+    facts = {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        **{p: version(p) for p in ("apnb", "torch", "torchvision", "numpy", "pandas", "scikit-learn", "pyautoattack", "plotly",
+                                   "typer", "pydantic", "safetensors", "ipywidgets", "anywidget", "jupyterlab", "kaleido")},
+        "device": torch.cuda.get_device_name(0) if cuda else "cpu",
+        "cores": cores(),
+        "bfloat16 units": "yes" if bf16_units("cuda" if cuda else "cpu") else "no: training runs in float32",
+        "store": str(place.root),
+        "runs": runs,
+        "survey data": f"{len(taxonomy.methods())} methods",
+    }  # fmt: skip
+    if json_:
+        print(json.dumps({**facts, "damaged": damaged}, indent=1))
+    else:
+        for name, value in facts.items():
+            print(f"{name:16} {value}")
+        for sentence in damaged:
+            print(sentence)
+    return 0
+
+
+def runs_list(store: STORE = None, json_: JSON = False) -> int:
+    """All stored runs, one line for each evaluation."""
+    from apnb.store import Store
+
+    rows, damaged = Store(store).table()
+    if json_:
+        print(json.dumps({"runs": rows, "damaged": damaged}, indent=1))
+        return 0
+    show([{"key": r["key"][:12], **r} for r in result_rows(rows)], title=f"{len(rows)} in {Store(store).root}")
+    for sentence in damaged:
+        note(sentence)
+    return 0
+
+
+def runs_show(key: Annotated[str, "A run's key or the beginning of it."], store: STORE = None, json_: JSON = False) -> int:
+    """One run: recipe, sparsity, evaluations, and the Python that makes it."""
+    from apnb.recipes import Recipe
+    from apnb.store import Store
+
+    place = Store(store)
+    summary = place.summary(key)
+    evaluations = place.evaluations(summary["key"])
+    if json_:
+        print(json.dumps({**summary, "evaluations": evaluations}, indent=1))
+        return 0
+    s = summary["sparsity"]
+    print(f"{summary['key']}  {summary['label']}  on {summary['data']} with {summary['network']}, seed {summary['recipe']['seed']}")
+    print(f"removed {s['total'] - s['kept']} of {s['total']} units ({s['units']:.2%}; asked {s['asked']:.2%}), "
+          f"{s['weights']:.2%} of the weights, {s['parameters']:.2%} of all parameters")  # fmt: skip
+    for name, share in s["per_layer"].items():
+        print(f"  {name:32} {share:7.2%} kept" + ("  collapsed to one unit" if name in s["collapsed"] else ""))
+    for e in evaluations:
+        print(f"{e['attacks']}, eps {e['eps']:.4g}: clean {e['clean']:.1%}, robust at most {e['robust']:.1%} "
+              f"[{e['low']:.1%}, {e['high']:.1%}], n = {e['n']}")  # fmt: skip
+    print(f"{summary['seconds']:.0f} s on {summary['device']}, torch {summary['versions']['torch']}\n")
+    print(Recipe.from_dict(summary["recipe"]).code(summary["network"], summary["data"]))
+    return 0
+
+
+def runs_rm(keys: Annotated[list[str], "Keys, or beginnings of keys."], store: STORE = None) -> int:
+    """Remove runs with their evaluations. Stages that other runs may share stay."""
+    from apnb.store import Store
+
+    place = Store(store)
+    chosen = [place.locate(key) for key in keys]
+    for key in dict.fromkeys(chosen):
+        place.remove(key)
+        print(f"removed {key}")
+    return 0
+
+
+def runs_export(
+    zip: Annotated[Path, "The file to write."],
+    keys: Annotated[list[str] | None, "Keys (default: all)."] = None,
+    store: STORE = None,
+) -> int:
+    """Write runs as one ZIP."""
+    from apnb.store import Store
+
+    print(f"{Store(store).export(zip, keys or None)} runs written to {zip}")
+    return 0
+
+
+def runs_import(zip: Annotated[Path, "A file that 'apnb runs export' wrote."], store: STORE = None) -> int:
+    """Take runs from a ZIP; those that are here already stay as they are."""
+    from apnb.store import Store
+
+    new = Store(store).import_(zip)
+    print(f"{len(new)} new runs" + "".join(f"\n{key}" for key in new))
+    return 0
+
+
+COMMANDS: dict[str, Callable[..., int]] = {
+    "demo": demo, "lab": lab, "run": run, "sweep": sweep, "evaluate": evaluate, "methods": methods, "doctor": doctor,
+}  # fmt: skip
+RUNS: dict[str, Callable[..., int]] = {
+    "list": runs_list, "show": runs_show, "rm": runs_rm, "export": runs_export, "import": runs_import,
+}  # fmt: skip
+
+
+# --- what commands share -------------------------------------------------------------------------------------------------------
+
+
+def note(text: str) -> None:
+    """A remark for people: on standard error, so that standard output stays data."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def told(done: int, total: int, recipe: Any, error: str) -> None:
+    """Progress of a sweep: a line for each run."""
+    note(f"[{done:2}/{total}] {recipe.label} {recipe.sparsity:.0%}" + (f": {error}" if error else ""))
+
+
+def failures(failed: dict) -> int:
+    """Say what failed; the exit status."""
+    for recipe, error in failed.items():
+        note(f"failed: {recipe.label} at {recipe.sparsity:g}: {error}")
+    return 2 if failed else 0
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def use_threads(asked: int, network: str) -> int:
+    """Set torch's threads: small networks run best on one core, large ones on all."""
+    from apnb.sweeps import set_threads
+
+    n = asked if asked > 0 else 1 if network in ("cnn", "resnet8") else cores()
+    set_threads(n)
+    return n
+
+
+def notebooks(folder: Path | None) -> Path:
+    """The folder of notebooks to work in: a checkout's own, or a copy of those in the package (files there are kept)."""
+    import shutil
+
+    from apnb.paths import PACKAGE, shipped
+
+    source = shipped("notebooks")
+    if folder is None and source.parent != PACKAGE:
+        return source
+    place = (folder or Path("apnb-notebooks")).resolve()
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        for file in source.iterdir():
+            if file.suffix in (".ipynb", ".py") and not (place / file.name).exists():
+                shutil.copy(file, place / file.name)
+    except OSError as error:
+        raise Invalid(f"cannot write the notebooks to {place}: {error.strerror}; give another folder with --folder") from None
+    return place
+
+
+def result_rows(rows: Any) -> list[dict[str, str]]:
+    """The table people see: recipe, sparsity asked and measured, clean, robust with n and interval, seconds."""
+    rows = rows if isinstance(rows, list) else plain(rows)
+    shown = []
+    for r in rows:
+        standing = r["robust"] is not None
+        shown.append(
+            {
+                "key": r["key"],
+                "recipe": r["label"],
+                "asked %": f"{100 * r['sparsity']:.1f}",
+                "measured %": f"{100 * r['units']:.1f}",
+                "weights %": f"{100 * r['weights']:.1f}",
+                "clean %": f"{100 * r['clean']:.1f}" if standing else "",
+                "robust %": f"{100 * r['robust']:.1f}" if standing else "",
+                "interval": f"[{100 * r['low']:.1f}, {100 * r['high']:.1f}]" if standing else "",
+                "n": f"{r['n']:.0f}" if standing else "",
+                "attacks": {"standard": "AutoAttack"}.get(r["attacks"], r["attacks"]) if standing else "",
+                "seconds": f"{r['seconds'] + (r['attack_seconds'] or 0):.0f}",
+            }
+        )
+    return shown
+
+
+def plain(frame: Any) -> list[dict]:
+    """A DataFrame's rows with None for missing values."""
+    return json.loads(frame.to_json(orient="records"))
+
+
+def show(rows: list[dict[str, str]], title: str = "") -> None:
+    """A table on standard output; keys are cut to what identifies them."""
+    rows = [{k: v[:12] if k == "key" else v for k, v in r.items()} for r in rows]
+    if title:
+        print(title)
+    if not rows:
+        print("(nothing)")
+        return
+    widths = {k: max(len(k), *(len(r[k]) for r in rows)) for k in rows[0]}
+    right = {"asked %", "measured %", "weights %", "clean %", "robust %", "n", "seconds"}
+    align = lambda k, v: v.rjust(widths[k]) if k in right else v.ljust(widths[k])  # noqa: E731
+    print("  ".join(align(k, k) for k in widths).rstrip())
+    print("  ".join("-" * w for w in widths.values()))
+    for r in rows:
+        print("  ".join(align(k, r[k]) for k in widths).rstrip())
+
+
+class Watch:
+    """Shows a run's events: a bar for the stage under way where there is a terminal (and rich), a line for each stage elsewhere."""
+
+    def __init__(self) -> None:
+        self.bar = None
+        self.task: Any = None
+        self.stage = ""
+
+    def __enter__(self) -> Watch:
+        if sys.stderr.isatty():
+            try:
+                from rich.console import Console
+                from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            except ImportError:
+                return self
+            columns = (TextColumn("{task.description:40}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+            self.bar = Progress(*columns, console=Console(stderr=True), transient=False)
+            self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def __call__(self, event: Any) -> None:
+        name = f"attack: {event.metrics['attack']}" if event.kind == "attacked" else event.stage
+        if event.kind in ("batch", "attacked"):
+            if name != self.stage:
+                self.stage = name
+                if self.bar is not None:
+                    self.task = self.bar.add_task(name, total=event.of)
+            if self.bar is not None:
+                self.bar.update(self.task, completed=event.step)
+        text = {
+            "restored": f"{name}: taken from the store",
+            "resumed": f"{name}: goes on after {event.step} epochs",
+            "finished": f"{name}: {event.metrics.get('seconds', 0):.0f} s",
+        }.get(event.kind)
+        if event.kind == "pruned" and event.step == event.of and "clean" in event.metrics:
+            m = event.metrics
+            text = f"{name}: {m['units']:.1%} removed; right after the cut clean {m['clean']:.1%}, PGD {m['pgd']:.1%} (validation)"
+            if m["collapsed"]:
+                text += f"; collapsed to one unit: {', '.join(m['collapsed'])}"
+        if event.kind == "attacked" and event.step == event.of:
+            text = f"{name}: {event.metrics['robust']:.1%} of {event.metrics['n']} stand"
+        if text:
+            (self.bar.console.print if self.bar is not None else note)(text)
+
+    def follow(self, stream: Any) -> Any:
+        """Consume a generator of events and return what it returns."""
+        while True:
+            try:
+                self(next(stream))
+            except StopIteration as end:
+                return end.value
+
+
+# --- from functions to a command line -------------------------------------------------------------------------------------------
+
+
+def parameters(function: Callable) -> Iterable[tuple[inspect.Parameter, Any, str]]:
+    """(parameter, type, help) of a command: its types are written as Annotated[type, "help"]."""
+    hints = get_type_hints(function, include_extras=True)
+    for p in inspect.signature(function).parameters.values():
+        kind, text = get_args(hints[p.name]) if get_origin(hints[p.name]) is Annotated else (hints[p.name], "")
+        yield p, kind, text
+
+
+def call(argv: list[str]) -> int:
+    """Parse and run; returns the exit status. Raises Invalid for what the command itself refuses."""
+    sys.path.insert(0, os.getcwd())  # so that package:factory finds a module beside the caller
+    try:
+        import typer
+    except ImportError:
+        return _with_argparse(argv)
+    app = typer.Typer(
+        name="apnb", help=inspect.cleandoc(_HELP), no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
+    )
+    runs = typer.Typer(help="Stored runs: list, show, remove, take elsewhere.", no_args_is_help=True)
+    for group, commands in ((app, COMMANDS), (runs, RUNS)):
+        for name, function in commands.items():
+            group.command(name)(_for_typer(function, typer))
+    app.add_typer(runs, name="runs")
+    return _run(app, argv)
+
+
+_HELP = """Adversarial pruning, from a recipe to a robustness-sparsity curve.
+
+The interactive companion to the survey of Piras et al. (arXiv 2409.01249)."""
+
+
+def _run(app: Any, argv: list[str]) -> int:
+    """Run a typer app so that its own usage errors keep their form and exit status 2, and ours reach the caller."""
+    import typer.main
+
+    command = typer.main.get_command(app)
+    try:
+        result = command.main(args=argv, prog_name="apnb", standalone_mode=False)
+    except Exception as error:
+        if not hasattr(error, "exit_code"):
+            raise
+        if hasattr(error, "show"):
+            error.show()
+        return int(error.exit_code)
+    return result if isinstance(result, int) else 0
+
+
+def _for_typer(function: Callable, typer: Any) -> Callable:
+    """The same function with a signature that typer reads: required parameters are arguments, others options."""
+    changed = []
+    for p, kind, text in parameters(function):
+        positional = p.default is p.empty or kind == (list[str] | None)
+        names = [] if positional or not p.name.endswith("_") else [f"--{p.name[:-1]}"]
+        info = typer.Argument(help=text, show_default=False) if positional else typer.Option(*names, help=text)
+        changed.append(p.replace(annotation=Annotated[kind, info], kind=p.KEYWORD_ONLY))
+
+    def command(**options: Any) -> int:
+        return function(**options)
+
+    command.__signature__ = inspect.Signature(changed, return_annotation=int)
+    command.__doc__ = function.__doc__
+    command.__annotations__ = {p.name: p.annotation for p in changed} | {"return": int}
+    return command
+
+
+def _with_argparse(argv: list[str]) -> int:
+    """The command line without typer: the same functions and options."""
+    import argparse
+
+    parser = argparse.ArgumentParser(prog="apnb", description=inspect.cleandoc(_HELP))
+    sub = parser.add_subparsers(dest="command", required=True)
+    flat = {**COMMANDS, **{f"runs-{name}": f for name, f in RUNS.items()}}
+    for name, function in flat.items():
+        command = sub.add_parser(name, help=inspect.cleandoc(function.__doc__ or ""))
+        command.set_defaults(function=function)
+        for p, kind, text in parameters(function):
+            base = next((t for t in (bool, int, float, Path, str) if t in (kind, *get_args(kind))), str)
+            flag = "--" + p.name.strip("_").replace("_", "-")
+            text = text.replace("%", "%%")
+            if kind in (list[str], list[str] | None):
+                command.add_argument(p.name, nargs="+" if p.default is p.empty else "*", help=text)
+            elif p.default is p.empty:
+                command.add_argument(p.name, type=base, help=text)
+            elif base is bool:
+                command.add_argument(flag, dest=p.name, action=argparse.BooleanOptionalAction, default=p.default, help=text)
+            else:
+                command.add_argument(flag, dest=p.name, type=base, default=p.default, help=text)
+    if argv[:1] == ["runs"] and len(argv) > 1:
+        argv = [f"runs-{argv[1]}", *argv[2:]]
+    options = vars(parser.parse_args(argv))
+    options.pop("command")
+    return options.pop("function")(**options)

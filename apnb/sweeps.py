@@ -1,0 +1,236 @@
+"""Many recipes at once: one after the other, or on any executor with the interface of `concurrent.futures`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from apnb.errors import Invalid, nearest
+from apnb.recipes import Recipe
+from apnb.store import Store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from apnb.runs import Run
+
+
+@dataclass(frozen=True)
+class Runs(Sequence):
+    """The runs of a sweep, in the order of its recipes.
+
+    Attributes:
+        runs: those that finished. failed: recipe -> the sentence that says why, for those that did not.
+    """
+
+    runs: tuple[Run, ...]
+    failed: dict[Recipe, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.runs)
+
+    def __getitem__(self, i):
+        return self.runs[i]
+
+    def frame(self) -> pd.DataFrame:
+        """One row a run; columns as in the table of the store (see `apnb.store.row_of`)."""
+        return frame_of([run.row() for run in self.runs])
+
+
+def frame_of(rows: list[dict]) -> pd.DataFrame:
+    """Flat rows as a DataFrame with the table's columns, also when there are none."""
+    import pandas as pd
+
+    from apnb.store import ROW
+
+    return pd.DataFrame(rows, columns=list(ROW))
+
+
+def table(store: str | Path | Store | None = None) -> pd.DataFrame:
+    """All runs of a store as one DataFrame, one row for each evaluation; damaged runs are left out with a warning each."""
+    import warnings
+
+    rows, damaged = (store if isinstance(store, Store) else Store(store)).table()
+    for sentence in damaged:
+        warnings.warn(sentence, stacklevel=2)
+    return frame_of(rows)
+
+
+def set_threads(n: int) -> None:
+    """How many cores torch may use in this process. The command line, the lab and workers call it; the core never does."""
+    import torch
+
+    torch.set_num_threads(max(1, n))
+
+
+def workers(n: int = 2, threads: int = 1) -> Executor:
+    """A pool of ``n`` fresh processes with ``threads`` torch threads each. Use it as a context manager."""
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    return ProcessPoolExecutor(n, mp_context=get_context("spawn"), initializer=set_threads, initargs=(threads,))
+
+
+def carry_out(recipe: Recipe, network: Any, data: Any, options: dict) -> dict:
+    """What a worker does with one recipe: run it into the store. Returns {"key", "evaluation"} or {"error"}; never raises Invalid."""
+    from apnb.runs import run
+
+    try:
+        finished = run(recipe, network, data, **options)
+    except Invalid as error:
+        return {"error": str(error)}
+    report = finished.evaluation
+    return {"key": finished.key, "evaluation": report.to_tree() if report else None}
+
+
+def sweep(
+    recipes: Iterable[Recipe],
+    executor: Executor | None = None,
+    *,
+    network: Any = "cnn",
+    data: Any = "digits",
+    store: str | Path | Store | None = None,
+    progress: Callable[[int, int, Recipe, str], None] | None = None,
+    **options: Any,
+) -> Runs:
+    """Carry out recipes and gather the runs. What is stored already comes back at once; what fails does not stop the rest.
+
+    Args:
+        recipes: in any order; recipes that share a beginning (the dense network) are spread so that workers do not all wait for it.
+        executor: anything with ``submit`` (processes, a cluster's queue); workers must see the same store. None: one by one, here.
+        progress: called with (done, total, recipe, "" or the sentence of a failure) after each run.
+        options: as for `apnb.run`.
+
+    Returns:
+        `Runs`; ``.frame()`` is the table, ``.failed`` what went wrong.
+    """
+    from apnb.evaluation import Evaluation
+    from apnb.runs import open_run
+
+    recipes = list(recipes)
+    for r in recipes:
+        if not isinstance(r, Recipe):
+            raise Invalid(f"a sweep takes apnb.Recipe objects, got {type(r).__name__}")
+    place = (store if isinstance(store, Store) else Store(store)).ready()
+    options["store"] = str(place.root.resolve())
+    order = _spread(recipes)
+    results: dict[int, dict] = {}
+
+    def note(i: int, result: dict) -> None:
+        results[i] = result
+        if progress:
+            progress(len(results), len(recipes), recipes[i], result.get("error", ""))
+
+    if executor is None:
+        for i in order:
+            note(i, carry_out(recipes[i], network, data, options))
+    else:
+        futures = {executor.submit(carry_out, recipes[i], network, data, options): i for i in order}
+        for future in as_completed(futures):
+            i = futures[future]
+            try:
+                note(i, future.result())
+            except Exception as error:  # the worker died or could not be reached: that is this run's failure, not the sweep's
+                note(i, {"error": f"the worker failed: {type(error).__name__}: {error}"})
+    runs, failed = [], {}
+    for i, r in enumerate(recipes):
+        if "error" in results[i]:
+            failed[r] = results[i]["error"]
+            continue
+        run = open_run(results[i]["key"], network=None if isinstance(network, str) else network, store=place)
+        tree = results[i]["evaluation"]
+        runs.append(dataclasses.replace(run, evaluation=Evaluation.from_tree(tree) if tree else None))
+    return Runs(tuple(runs), failed)
+
+
+def _spread(recipes: list[Recipe]) -> list[int]:
+    """Positions, the first of each family that shares its first stage first, then the others."""
+    seen, first, rest = set(), [], []
+    for i, r in enumerate(recipes):
+        family = (r.pipeline, r.pretraining, r.seed, r.budget) if r.pipeline == "after" else i
+        (rest if family in seen else first).append(i)
+        seen.add(family)
+    return first + rest
+
+
+def with_dense(recipes: Iterable[Recipe]) -> list[Recipe]:
+    """The recipes, preceded by the dense network of each seed and budget: the reference line of a curve."""
+    recipes = list(recipes)
+    dense: dict[tuple, Recipe] = {}
+    for r in recipes:
+        objective = r.pretraining or r.training_step
+        objective = "pgd_at" if objective in (None, "none") else objective
+        dense.setdefault(
+            (r.seed, r.budget, objective),
+            Recipe(pipeline="after", sparsity=0.0, pretraining=objective, finetuning="none", seed=r.seed, budget=r.budget),
+        )
+    return [*dense.values(), *recipes]
+
+
+def read_sweep(path: str | Path) -> dict:
+    """A sweep written by a person, as TOML or JSON.
+
+    Fields: ``recipes`` (a list of recipes; ``sparsity`` and ``seed`` may be lists, then all combinations are meant), and
+    optionally ``network``, ``data``, ``eps``, ``attacks``, ``n``.
+
+    Returns:
+        {"recipes": [Recipe, ...], and the other fields that were given}.
+
+    Raises:
+        Invalid: the file is missing or no such file, or one sentence about each thing that is wrong in it.
+    """
+    import tomllib
+
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        raw = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except OSError as error:
+        raise Invalid(f"cannot read {path}: {error.strerror or error}; give a sweep file in TOML or JSON") from None
+    except ValueError as error:
+        kind = "TOML" if path.suffix == ".toml" else "JSON"
+        raise Invalid(f"{path} is no {kind} file ({error}); a sweep file is TOML (.toml) or JSON") from None
+    try:
+        from pydantic import BaseModel, ConfigDict, ValidationError
+    except ImportError:
+        raise Invalid("reading a sweep file needs the package pydantic; install it with: pip install pydantic") from None
+
+    class SweepFile(BaseModel):
+        model_config = ConfigDict(extra="forbid", strict=True)
+        recipes: list[dict[str, Any]]
+        network: str = "cnn"
+        data: str = "digits"
+        eps: float | None = None
+        attacks: str = "standard"
+        n: int | None = None
+
+    try:
+        file = SweepFile.model_validate(raw)
+    except ValidationError as error:
+        raise Invalid(f"{path}: " + "; ".join(_told(e, SweepFile.model_fields) for e in error.errors())) from None
+    recipes, problems = [], []
+    for i, entry in enumerate(file.recipes, 1):
+        for sparsity in entry.get("sparsity") if isinstance(entry.get("sparsity"), list) else [entry.get("sparsity", 0.9)]:
+            for seed in entry.get("seed") if isinstance(entry.get("seed"), list) else [entry.get("seed", 0)]:
+                try:
+                    recipes.append(Recipe.from_dict({**entry, "sparsity": sparsity, "seed": seed}))
+                except Invalid as error:
+                    problems.append(f"recipe {i}: {error}")
+    if problems or not recipes:
+        raise Invalid(f"{path}: " + ("; ".join(dict.fromkeys(problems)) or "it lists no recipes"))
+    return {**{k: getattr(file, k) for k in file.model_fields_set if k != "recipes"}, "recipes": recipes}
+
+
+def _told(error: dict, known: Iterable[str]) -> str:
+    """One of pydantic's errors as half a sentence."""
+    name = ".".join(str(part) for part in error["loc"]) or "the file"
+    if error["type"] == "extra_forbidden":
+        return f"no field {name!r}; did you mean {nearest(name, known)}?"
+    if error["type"] == "missing":
+        return f"the field {name!r} is missing"
+    return f"{name}: {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
