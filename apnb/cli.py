@@ -564,18 +564,23 @@ The interactive companion to the survey of Piras et al. (arXiv 2409.01249)."""
 
 
 def _run(app: Any, argv: list[str]) -> int:
-    """Run a typer app so that its own usage errors keep their form and exit status 2, and ours reach the caller."""
+    """Run a typer app so that its own usage errors become sentences too, and ours reach the caller."""
     import typer.main
 
     command = typer.main.get_command(app)
     try:
         result = command.main(args=argv, prog_name="apnb", standalone_mode=False)
     except Exception as error:
-        if not hasattr(error, "exit_code"):
-            raise
-        if hasattr(error, "show"):
-            error.show()
-        return int(error.exit_code)
+        if hasattr(error, "format_message"):
+            path = getattr(getattr(error, "ctx", None), "command_path", "apnb")
+            raise Invalid(f"{error.format_message().rstrip('.')}; see '{path} --help'") from None
+        if type(error).__name__ == "Abort" or getattr(error, "exit_code", None) == 130:
+            raise KeyboardInterrupt from None
+        if hasattr(error, "exit_code"):
+            return int(error.exit_code)
+        raise
+    if result == 130:
+        raise KeyboardInterrupt
     return result if isinstance(result, int) else 0
 
 

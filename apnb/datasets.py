@@ -28,6 +28,7 @@ from .errors import Invalid, choose, nearest
 
 NAMES = ("digits", "cifar10", "svhn")
 AUGMENT = ("none", "crop", "crop_flip")
+SUBSETS = ("stratified", "random", "first")
 COLOUR_EPS = 8 / 255  # the benchmark's budget for colour images, L-infinity
 LIMIT = 20 * 1000**3  # bytes: a data set must fit into memory, so a larger one is refused before it is read
 
@@ -155,7 +156,7 @@ def subset(split: Split, n: int, *, how: str = "stratified", seed: int = 0) -> T
     ``how``: "stratified" (classes in proportion, largest remainder), "random", or "first" (as others quote "the first 1000").
     Raises `Invalid` if ``n`` is no number from 1 to the size of the split.
     """
-    how = choose(how, ("stratified", "random", "first"), "kind of subset")
+    how = choose(how, SUBSETS, "way to draw points")
     if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= len(split):
         raise Invalid(f"a subset of {n!r} images was asked from {len(split)}; give a whole number from 1 to {len(split)}")
     if how == "first":

@@ -190,6 +190,12 @@ def _checked(net: nn.Module, x: Tensor, y: Tensor, classes: int) -> None:
         )
 
 
+def check_points(n: int | None, dataset: datasets.Dataset) -> None:
+    """Refuse a number of points that the test split cannot give."""
+    if n is not None and (isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= len(dataset.test)):
+        raise Invalid(f"n = {n!r} points asked for, expected 1 to {len(dataset.test)}, the test images of {dataset.name}, or None for all")
+
+
 def evaluate_stream(
     model: nn.Module,
     data: Any,
@@ -207,8 +213,7 @@ def evaluate_stream(
     dataset = datasets.load(data, eps=eps)
     started = time.perf_counter()
     device = torch.device(device or next((p.device for p in model.parameters()), "cpu"))
-    if n is not None and n > len(dataset.test):
-        raise Invalid(f"n = {n} points asked for, the test split of {dataset.name} has {len(dataset.test)}; ask for fewer or None")
+    check_points(n, dataset)
     index = torch.arange(len(dataset.test)) if n is None else datasets.subset(dataset.test, n, how=subset, seed=seed)
     x, y = dataset.test.images(index).to(device), dataset.test.y[index].to(device)
     net = copy.deepcopy(model).to(device).float().eval().requires_grad_(False)

@@ -124,18 +124,18 @@ def robustness_sparsity(frame: pd.DataFrame, *, title: str | None = None) -> go.
     )
     few, many = int(frame["n"].min()), int(frame["n"].max())
     n = f"{few}" if few == many else f"{few} to {many}"
-    bars = "bars: 95 % interval of the sample of images" if any(not _seeds(rows) for _, rows in lines) else ""
-    said = f"robust: upper bound, found by {ATTACKS.get(attacks, attacks)}; eps = {eps:.4g}, n = {n} test images"
+    bars = "; bars: 95 % interval for the choice of images" if any(not _seeds(rows) for _, rows in lines) else ""
+    said = f"robust: upper bound, found by {ATTACKS.get(attacks, attacks)}<br>eps = {eps:.4g}, n = {n} test images{bars}"
     networks = " and ".join(sorted(frame["network"].astype(str).unique()))
     _titled(
         figure,
         title or f"Accuracy under attack against sparsity: {networks} on {data}",
-        said + (f"<br>{bars}" if bars else ""),
+        said,
         xaxis={"title": {"text": "sparsity asked for (% of units removed)"}, "range": [low, high], "ticksuffix": " %"},
         yaxis={"title": {"text": "accuracy (% of test images)"}, "range": [-1, 101], "dtick": 20},
         legend={"orientation": "h", "y": -0.22, "yanchor": "top", "x": 0, "tracegroupgap": 0},
-        margin={"t": 100 if bars else 84, "b": 110 + 11 * len(figure.data)},
-        height=470 + 11 * len(figure.data),
+        margin={"t": 100, "b": 90 + 18 * (len(groups) // 2)},
+        height=450 + 18 * (len(groups) // 2),
     )
     if asked and len(asked) <= 8 and all(b - a > 0.03 * (asked[-1] - asked[0]) for a, b in pairwise(asked)):
         figure.update_xaxes(tickvals=[s * 100 for s in asked], ticktext=[f"{s * 100:g} %" for s in asked], ticksuffix="")
@@ -347,7 +347,7 @@ def _mark_stages(figure: go.Figure, epochs: pd.DataFrame, cuts: pd.DataFrame) ->
     for x, asked in zip(cuts["epoch"], cuts["asked"] if "asked" in cuts else [math.nan] * len(cuts), strict=True):
         figure.add_vline(x=float(x), line={"color": BLACK, "width": 1.2, "dash": "5px,4px"})
         if len(cuts) <= 4 and asked == asked:
-            figure.add_annotation(x=float(x), y=1.0, xref="x", yref="y domain", yanchor="top", xanchor="left", showarrow=False,
+            figure.add_annotation(x=float(x), y=0.0, xref="x", yref="y domain", yanchor="bottom", xanchor="left", showarrow=False,
                                   text=f" sparsity {asked:.3g}", font={"size": 11})  # fmt: skip
 
 
@@ -491,7 +491,6 @@ def renderer() -> str:
 
         kaleido.start_sync_server(silence_warnings=True)  # one browser for all pictures instead of one each
         warnings.filterwarnings("ignore", message="The kopts argument is ignored if using a server")
-        pio.renderers["png"].scale = 1.5
         pio.renderers.default = "plotly_mimetype+png"
     return pio.renderers.default
 

@@ -19,7 +19,7 @@ from apnb import datasets, networks, pipelines
 from apnb.attacks.pgd import pgd
 from apnb.datasets import Batches, Dataset, Split, generator
 from apnb.errors import Invalid, choose
-from apnb.evaluation import MODES, Evaluation, evaluate_stream
+from apnb.evaluation import MODES, Evaluation, check_points, evaluate_stream
 from apnb.events import Batch, Done, Epoch, Event, Finished, Pruned, Restored, Resumed, Waiting
 from apnb.masks import Masks, Sparsity, Target, account
 from apnb.mechanisms import FixedMasks, Params, Progress
@@ -433,6 +433,8 @@ def stream(
     runner = Runner(
         recipe, network=network, data=data, eps=eps, device=device, store=store, precision=precision, snapshot_every=snapshot_every
     )
+    check_points(n, runner.dataset)
+    choose(subset, datasets.SUBSETS, "way to draw points")
     yield from runner.training()
     finished = _reopened(runner, network)
     report = None

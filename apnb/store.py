@@ -108,7 +108,7 @@ def _atomic(path: Path, write: Any) -> None:
     handle, name = -1, ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix="writing-")
         os.close(handle)
         write(Path(name))
         with open(name, "rb+") as f:
@@ -302,7 +302,7 @@ class Store:
             with zipfile.ZipFile(tmp, "w", zipfile.ZIP_DEFLATED) as z:
                 for key in chosen:
                     for file in sorted((self.runs / key).rglob("*")):
-                        if file.is_file() and not file.name.startswith(".tmp-"):
+                        if file.is_file() and not file.name.startswith("writing-"):
                             z.write(file, f"runs/{key}/{file.relative_to(self.runs / key).as_posix()}")
 
         _atomic(Path(path), write)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from apnb import plots, sweeps
 from apnb.errors import Invalid
-from apnb.recipes import CRITERIA, LOCALITIES, PIPELINES, SCHEDULES, STRUCTURES, Budget, Recipe
+from apnb.recipes import PIPELINES, STRUCTURES, Budget, Recipe
 from apnb.widgets.queue import Queue, State, code
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ WORDS = {
                                 "lis": "LIS: learned scores", "hgm": "HGM: gradients", "bcs": "BCS: connections"}),
 }  # fmt: skip
 """Choice -> its name on the page, and the survey's words -> how they read there."""
-assert [tuple(WORDS[k][1]) for k in WORDS] == [PIPELINES, SCHEDULES, STRUCTURES, LOCALITIES, CRITERIA]
 
 
 def _widgets() -> Any:
@@ -113,8 +112,7 @@ class Lab:
         self.bar = W.FloatProgress(min=0, max=1, layout=W.Layout(width="200px"), style={"bar_color": plots.BLUE})
         self.now, self.problem, self.plan = W.HTML("ready"), W.HTML(), W.HTML(layout=full)
         self.table, self.errors = W.HTML(layout=full), W.HTML()
-        self.code = W.Textarea(layout=W.Layout(width="100%", height="150px"), disabled=False)
-        self.code.description = ""
+        self.code = W.Textarea(layout=W.Layout(width="calc(100% - 8px)", height="150px"))
         self.figure = go.FigureWidget(layout={"template": plots.TEMPLATE, "height": 420})
         self._empty_figure()
         shares = W.HBox([W.HTML("sparsity"), *self.sparsities.values()], layout=W.Layout(flex_flow="row wrap"))
@@ -178,12 +176,11 @@ class Lab:
         Raises:
             Invalid: choices that contradict each other, or no sparsity.
         """
-        chosen = [s for s, box in self.sparsities.items() if box.value]
         cell = {name: box.value for name, box in self.choices.items()}
-        made = [Recipe(**cell, sparsity=s, budget=self.budget.value, seed=self.seed.value) for s in chosen or SPARSITIES[:1]]
+        chosen = [s for s, box in self.sparsities.items() if box.value]
         if not chosen:
             raise Invalid("no sparsity is chosen; tick at least one")
-        return made
+        return [Recipe(**cell, sparsity=s, budget=self.budget.value, seed=self.seed.value) for s in chosen]
 
     def _refresh(self) -> None:
         """Plan, code and the Run button follow the controls."""
@@ -216,7 +213,7 @@ class Lab:
         self.start.disabled, self.cancel.disabled = True, False
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until the runs have ended (for scripts and headless notebooks); False if they have not within ``timeout`` seconds."""
+        """Wait until the runs have ended (for scripts and headless notebooks); False if ``timeout`` seconds did not suffice."""
         return self.queue.wait(timeout)
 
     @property
@@ -276,30 +273,22 @@ def _warn(sentence: str) -> str:
 
 def _table(rows: list[Mapping]) -> str:
     """The finished runs as an HTML table, newest last."""
-    heads = (
-        "run",
-        "sparsity",
-        "zeros in weights",
-        "clean",
-        "robust, at most",
-        "95 % interval",
-        "n",
-        "attacks",
-        "budget, seed",
-        "s",
-    )
-    body = "".join(
-        "<tr>" + "".join(f'<td style="padding:2px 10px;text-align:{"left" if i == 0 else "right"}">{html.escape(c)}</td>' for i, c in enumerate(cells)) + "</tr>"
-        for cells in (
-            (
-                r["label"], f"{r['sparsity']:.1%}", f"{r['weights']:.2%}", f"{r['clean']:.1%}", f"{r['robust']:.1%}",
-                f"{r['low']:.1%} to {r['high']:.1%}", str(r["n"]), plots.ATTACKS.get(r["attacks"], r["attacks"]).split(",")[0],
-                f"{r['network']}, {r['budget']}, {r['seed']}", f"{r['seconds'] + (r['attack_seconds'] or 0):.0f}",
-            )
-            for r in rows
+    heads = ("run", "sparsity", "zeros", "clean", "robust, at most", "n", "attacks", "network, budget, seed", "seconds")
+    lines = [
+        (
+            r["label"], f"{r['sparsity']:.1%}", f"{r['weights']:.2%}", f"{r['clean']:.1%}",
+            f"{r['robust']:.1%} [{r['low']:.0%}, {r['high']:.0%}]", str(r["n"]),
+            plots.ATTACKS.get(r["attacks"], r["attacks"]).split(",")[0], f"{r['network']}, {r['budget']}, {r['seed']}",
+            f"{r['seconds'] + (r['attack_seconds'] or 0):.0f}",
         )
-    )  # fmt: skip
-    head = "".join(
-        f'<th style="padding:2px 10px;text-align:{"left" if i == 0 else "right"}">{h}</th>' for i, h in enumerate(heads)
-    )
-    return f'<table style="border-collapse:collapse;font-size:13px"><tr>{head}</tr>{body}</table>' if rows else ""
+        for r in rows
+    ]  # fmt: skip
+
+    def cell(tag: str, i: int, text: str) -> str:
+        style = f"padding:2px 7px;white-space:nowrap;line-height:1.3;text-align:{'right' if i else 'left'}"
+        return f'<{tag} style="{style}">{html.escape(text)}</{tag}>'
+
+    body = "".join("<tr>" + "".join(cell("td", i, text) for i, text in enumerate(line)) + "</tr>" for line in lines)
+    head = "".join(cell("th", i, text) for i, text in enumerate(heads))
+    table = f'<table style="border-collapse:collapse;font-size:13px"><tr>{head}</tr>{body}</table>'
+    return f'<div style="overflow-x:auto">{table}</div>' if rows else ""

@@ -99,7 +99,7 @@ class Queue:
         self._thread.start()
 
     def cancel(self) -> None:
-        """Stop at the next event (one step of training, one batch under attack). What is finished stays; a second start goes on."""
+        """Stop at the next event: a step of training, a batch under attack. What is finished stays; a second start goes on."""
         self._stop.set()
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -140,7 +140,7 @@ class Queue:
     def _carry_out(self, recipe: Recipe, network: Any, data: Any) -> None:
         from apnb.runs import stream
 
-        reader = Reader(recipe)
+        reader = Reader(recipe, self.options.get("attacks", "standard"))
         events = stream(recipe, network, data, store=self.store, **self.options)
         event: Event | None = None
         try:
@@ -164,9 +164,10 @@ class Queue:
 
     def _keep(self, run: Any) -> None:
         row = run.row()
-        same = [i for i, old in enumerate(self.rows) if all(old[k] == row[k] for k in ("key", "attacks", "n"))]
-        for i in reversed(same):
-            del self.rows[i], self.runs[i]
+        for i, old in enumerate(self.rows):
+            if all(old[k] == row[k] for k in ("key", "attacks", "n")):
+                self.rows[i], self.runs[i] = row, run
+                return
         self.rows.append(row)
         self.runs.append(run)
 
@@ -191,10 +192,10 @@ def _named(recipe: Recipe) -> str:
 class Reader:
     """Events of one run as a line for people and a share of its work."""
 
-    def __init__(self, recipe: Recipe):
+    def __init__(self, recipe: Recipe, attacks: str = "standard"):
         self._weights = stage_weights(recipe)
         self._past, self._stage, self._heard = 0.0, "", ""
-        self._attacks: list[str] = []
+        self._mode, self._attacks = attacks, set()
 
     def read(self, event: Event) -> tuple[str, float]:
         """(what happens now, share of the run in [0, 1])."""
@@ -205,12 +206,7 @@ class Reader:
         inside = 0.0
         m = event.metrics
         if isinstance(event, Attacked):
-            if m["attack"] != "clean" and m["attack"] not in self._attacks:
-                self._attacks.append(m["attack"])
-            tried = len(self._attacks)
-            inside = 1 - 0.5 ** max(tried - 1, 0) * (1 - 0.5 * event.step / max(event.of, 1)) if tried else 0.0
-            text = f"attack {m['attack']}: {event.step} of {event.of} points tried, {m['robust']:.0%} of {m['n']} stand"
-            text = f"{m['robust']:.0%} of {m['n']} images right before any attack" if m["attack"] == "clean" else text
+            text, inside = self._attacked(event)
         elif isinstance(event, Batch):
             inside = event.step / max(event.of, 1)
             text = f"{event.stage}, step {event.step} of {event.of}{self._heard}"
@@ -231,6 +227,16 @@ class Reader:
                 Finished: f"{event.stage}: finished",
             }.get(type(event), event.stage)
         return text, min(1.0, self._past + weight * inside)
+
+    def _attacked(self, event: Attacked) -> tuple[str, float]:
+        from apnb.evaluation import MODES
+
+        m = event.metrics
+        if m["attack"] == "clean":
+            return f"{m['robust']:.0%} of {m['n']} test images right before any attack", 0.0
+        self._attacks.add(m["attack"])
+        inside = (len(self._attacks) - 1 + event.step / max(event.of, 1)) / len(MODES[self._mode])
+        return f"attack {m['attack']}: {event.step} of {event.of} points tried, {m['robust']:.0%} of {m['n']} stand", inside
 
 
 def stage_weights(recipe: Recipe) -> dict[str, float]:
@@ -256,12 +262,12 @@ def code(recipes: Sequence[Recipe], network: str = "cnn", data: str = "digits", 
     """The Python that runs recipes which differ in nothing but sparsity, the dense network with them, and draws the curve."""
     if not recipes:
         raise Invalid("there is nothing to write as code: choose at least one sparsity")
-    shares = ", ".join(f"{r.sparsity:g}" for r in recipes)
+    shares = tuple(r.sparsity for r in recipes)
     marked = dataclasses.replace(recipes[0], sparsity=0.123456)
     call = marked.code(network, data).split("recipe = ", 1)[1].splitlines()[0].replace("sparsity=0.123456", "sparsity=s")
     given = "".join(f", {k}={v!r}" for k, v in options.items() if v is not None)
     return (
-        f"import apnb\n\nrecipes = [{call}\n           for s in ({shares},)]\n"
+        f"import apnb\n\nrecipes = [{call}\n           for s in {shares}]\n"
         f"runs = apnb.sweep(apnb.sweeps.with_dense(recipes), network={network!r}, data={data!r}{given})\n"
         "figure = apnb.plots.robustness_sparsity(runs.frame())\nfigure\n"
     )
