@@ -43,11 +43,16 @@ def demo(
         {"pipeline": "during", "structure": "filters", "locality": "global", "criterion": "lwm"},
     ]
     recipes = sweeps.with_dense(Recipe(**c, sparsity=s, budget=budget) for c in cells for s in (0.5, 0.75, 0.9, 0.95))
-    note(f"{len(recipes)} networks: trained, pruned and attacked on {workers} cores; what is finished is kept and comes back at once")
+    note(
+        f"{len(recipes)} networks: trained, pruned and attacked on {workers} cores; what is finished is kept and comes back at once"
+    )
     with sweeps.workers(workers) as pool:
         runs = sweeps.sweep(recipes, pool, store=store, n=n, device="cpu", progress=told)
     frame = runs.frame()
-    show(result_rows(frame), title=f"digits, eps 0.15: robust accuracy is an upper bound, found by AutoAttack on n = {n} test images")
+    show(
+        result_rows(frame),
+        title=f"digits, eps 0.15: robust accuracy is an upper bound, found by AutoAttack on n = {n} test images",
+    )
     plots.save(plots.robustness_sparsity(frame), out)
     note(f"the curve: {out}")
     return failures(runs.failed)
@@ -318,7 +323,9 @@ def runs_show(key: Annotated[str, "A run's key or the beginning of it."], store:
         print(json.dumps({**summary, "evaluations": evaluations}, indent=1))
         return 0
     s = summary["sparsity"]
-    print(f"{summary['key']}  {summary['label']}  on {summary['data']} with {summary['network']}, seed {summary['recipe']['seed']}")
+    print(
+        f"{summary['key']}  {summary['label']}  on {summary['data']} with {summary['network']}, seed {summary['recipe']['seed']}"
+    )
     print(f"removed {s['total'] - s['kept']} of {s['total']} units ({s['units']:.2%}; asked {s['asked']:.2%}), "
           f"{s['weights']:.2%} of the weights, {s['parameters']:.2%} of all parameters")  # fmt: skip
     for name, share in s["per_layer"].items():
@@ -512,7 +519,9 @@ class Watch:
         }.get(event.kind)
         if event.kind == "pruned" and event.step == event.of and "clean" in event.metrics:
             m = event.metrics
-            text = f"{name}: {m['units']:.1%} removed; right after the cut clean {m['clean']:.1%}, PGD {m['pgd']:.1%} (validation)"
+            text = (
+                f"{name}: {m['units']:.1%} removed; right after the cut clean {m['clean']:.1%}, PGD {m['pgd']:.1%} (validation)"
+            )
             if m["collapsed"]:
                 text += f"; collapsed to one unit: {', '.join(m['collapsed'])}"
         if event.kind == "attacked" and event.step == event.of:

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .chance import generator
 from .errors import Invalid, choose, nearest
 
 NAMES = ("digits", "cifar10", "svhn")
@@ -31,13 +32,6 @@ AUGMENT = ("none", "crop", "crop_flip")
 SUBSETS = ("stratified", "random", "first")
 COLOUR_EPS = 8 / 255  # the benchmark's budget for colour images, L-infinity
 LIMIT = 20 * 1000**3  # bytes: a data set must fit into memory, so a larger one is refused before it is read
-
-
-def generator(*parts: object, device: str | torch.device = "cpu") -> torch.Generator:
-    """A random generator whose seed is the SHA-256 of the parts' text: the same parts, the same numbers, on every machine."""
-    text = "\x1f".join(str(part) for part in parts)
-    seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
-    return torch.Generator(device=device).manual_seed(seed)
 
 
 # -------------------------------------------------------------------------------------------------------- splits and data sets
@@ -241,6 +235,15 @@ def load(data: object, *, eps: float | None = None, augment: str | None = None, 
         dataset = _named(str(data), root)
     changes = {key: value for key, value in (("eps", eps), ("augment", augment)) if value is not None}
     return replace(dataset, **changes) if changes else dataset
+
+
+def points(data: object, *, eps: float | None = None) -> Dataset:
+    """What an evaluation attacks: the test images of the data set that ``data`` names, or a pair (x, y) whole."""
+    if not (isinstance(data, (tuple, list)) and len(data) == 2):
+        return load(data, eps=eps)
+    split = Split(_images(data[0], "x"), _labels(data[1], "y"))
+    classes = max(2, int(split.y.max()) + 1) if len(split.y) else 2
+    return Dataset("arrays", split, split, split, classes, COLOUR_EPS if eps is None else eps, source="arrays given in Python")
 
 
 def _named(name: str, root: str | Path | None) -> Dataset:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from apnb import datasets
 from apnb.attacks import autoattack as aa
 from apnb.attacks.pgd import pgd
-from apnb.datasets import generator
+from apnb.chance import generator
 from apnb.errors import Invalid, choose
 from apnb.events import Attacked, Event
 
@@ -34,7 +34,7 @@ def wilson(k: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     p = k / n
     centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+    return min(p, max(0.0, (centre - half) / scale)), max(p, min(1.0, (centre + half) / scale))  # rounding leaves p inside
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def verify(net: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, eps: float) -> T
     return inside & wrong
 
 
-def _checked(net: nn.Module, x: Tensor, y: Tensor, classes: int) -> None:
+def _checked(net: nn.Module, x: Tensor, classes: int) -> None:
     """Refuse what cannot be evaluated: images outside [0, 1], logits that are not logits, a network that draws random numbers."""
     if not (float(x.min()) >= 0 and float(x.max()) <= 1):
         raise Invalid(
@@ -193,7 +193,9 @@ def _checked(net: nn.Module, x: Tensor, y: Tensor, classes: int) -> None:
 def check_points(n: int | None, dataset: datasets.Dataset) -> None:
     """Refuse a number of points that the test split cannot give."""
     if n is not None and (isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= len(dataset.test)):
-        raise Invalid(f"n = {n!r} points asked for, expected 1 to {len(dataset.test)}, the test images of {dataset.name}, or None for all")
+        raise Invalid(
+            f"n = {n!r} points asked for, expected 1 to {len(dataset.test)}, the test images of {dataset.name}, or None for all"
+        )
 
 
 def evaluate_stream(
@@ -210,28 +212,35 @@ def evaluate_stream(
 ) -> Iterator[Event]:
     """`evaluate` as a stream: an `Attacked` event after every batch; the generator returns the `Evaluation`."""
     attacks = choose(attacks, MODES, "attack mode")
-    dataset = datasets.load(data, eps=eps)
+    dataset = datasets.points(data, eps=eps)
     started = time.perf_counter()
     device = torch.device(device or next((p.device for p in model.parameters()), "cpu"))
     check_points(n, dataset)
     index = torch.arange(len(dataset.test)) if n is None else datasets.subset(dataset.test, n, how=subset, seed=seed)
     x, y = dataset.test.images(index).to(device), dataset.test.y[index].to(device)
     net = copy.deepcopy(model).to(device).float().eval().requires_grad_(False)
-    _checked(net, x, y, dataset.classes)
-    batch = batch or (128 if device.type == "cpu" else 512)
+    _checked(net, x, dataset.classes)
+    if batch is None:
+        batch = 128 if device.type == "cpu" else 512
+    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+        raise Invalid(f"the batch is {batch!r} images, expected a whole number of at least 1")
     with torch.no_grad(), full_precision():
-        prediction = torch.cat([net(part).argmax(1) for part in x.split(batch)])
+        logits = torch.cat([net(part) for part in x.split(batch)])
+    if not logits.isfinite().all():
+        raise Invalid("the network returns NaN or infinite logits on clean images; it cannot be evaluated")
+    prediction = logits.argmax(1)
     robust = prediction == y
     broken_by = ["" if ok else "clean" for ok in robust.tolist()]
     total = len(y)
     yield Attacked(stage="evaluate", of=total, metrics={"attack": "clean", "robust": float(robust.float().mean()), "n": total})
 
-    names, notes = aa.attacks_for(MODES[attacks], dataset.classes)
+    classes = logits.shape[1]
+    names, notes = aa.attacks_for(MODES[attacks], classes)
     if attacks == "pgd":
         draw = generator(seed, "pgd", device=device)
         engine = {"pgd": lambda a, b: pgd(net, a, b, eps=dataset.eps, steps=50, generator=draw)}
     else:
-        engine = aa.autoattack(net, eps=dataset.eps, classes=dataset.classes, seed=seed, device=device)
+        engine = aa.autoattack(net, eps=dataset.eps, classes=classes, seed=seed, device=device, notes=notes)
     kept: list[tuple[int, Tensor]] = []
     for name in names:
         todo = robust.nonzero().squeeze(1)
@@ -285,7 +294,14 @@ def _examples(net: nn.Module, x: Tensor, y: Tensor, prediction: Tensor, index: T
     x_adv = torch.stack([a for _, a in kept])
     with torch.no_grad(), full_precision():
         after = net(x_adv).argmax(1)
-    found = {"index": index.to(x.device)[at], "x": x[at], "x_adv": x_adv, "label": y[at], "before": prediction[at], "after": after}
+    found = {
+        "index": index.to(x.device)[at],
+        "x": x[at],
+        "x_adv": x_adv,
+        "label": y[at],
+        "before": prediction[at],
+        "after": after,
+    }
     return {k: v.cpu() for k, v in found.items()}
 
 
@@ -294,7 +310,8 @@ def evaluate(model: nn.Module, data: Any, **options: Any) -> Evaluation:
 
     Args:
         model: images (N, C, H, W) in [0, 1] -> logits (N, classes); evaluated as a frozen copy in evaluation mode, float32.
-        data: "digits", "cifar10", "svhn", "folder:PATH", "npz:PATH", a `Dataset` or a pair (x, y) of arrays.
+        data: "digits", "cifar10", "svhn", "folder:PATH", "npz:PATH", a `Dataset`, or a pair (x, y) of arrays,
+            all of which is then attacked.
         eps: radius of the ball (default: the data set's own, 8/255 for colour images).
         n: number of test images, None for all; subset: how they are drawn: stratified, random or first. seed: of the draw and
             of the attacks.

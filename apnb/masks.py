@@ -125,7 +125,7 @@ def _drop_lowest(flat: Tensor, drop: int) -> Tensor:
     return (flat > threshold) | (ties & (ties.cumsum(0) > tied_drops))
 
 
-def select(scores: Scores, drop: int | Mapping[str, int]) -> Masks:
+def select(scores: Scores, drop: int | Mapping[str, int], *, check: bool = True) -> Masks:
     r"""Keep the highest-scoring units.
 
     Drops exactly ``drop`` units over all tensors together (a number: global) or as many as named for each (a mapping: local).
@@ -136,15 +136,19 @@ def select(scores: Scores, drop: int | Mapping[str, int]) -> Masks:
     Args:
         scores: name -> importance of its units, any shape; comparable across names if ``drop`` is one number.
         drop: units to remove; a method computes it from the sparsity by its own rounding.
+        check: look for NaN, which makes a GPU wait; a mechanism that selects in every batch leaves it to the loss.
 
     Returns:
         Same names and shapes, bool, True = kept.
 
     Raises:
-        Invalid: more units to drop than may go.
+        Invalid: more units to drop than may go, or scores that cannot be ranked.
 
     Source: survey, "Specifics": locality.
     """
+    for name, s in scores.items() if check else ():
+        if s.isnan().any():
+            raise Invalid(f"the scores of {name} hold NaN, so nothing can be ranked; the training before the cut has diverged")
     if isinstance(drop, Mapping):
         for name, s in scores.items():
             if not 0 <= drop[name] < s.numel():
@@ -153,12 +157,11 @@ def select(scores: Scores, drop: int | Mapping[str, int]) -> Masks:
     total = sum(s.numel() for s in scores.values())
     if not 0 <= drop <= total - len(scores):
         raise Invalid(f"cannot drop {drop} of {total} units in {len(scores)} layers: a layer keeps at least one")
-    parts = []
+    guarded = []
     for s in scores.values():
-        flat = s.flatten().clone()
-        flat[flat.argmax()] = torch.inf
-        parts.append(flat)
-    kept = _drop_lowest(torch.cat(parts), drop).split([p.numel() for p in parts])
+        flat = s.flatten().clamp(max=torch.finfo(s.dtype).max)  # an infinite score must not tie with the guard
+        guarded.append(flat.scatter(0, s.argmax().view(1), torch.inf))
+    kept = _drop_lowest(torch.cat(guarded), drop).split([g.numel() for g in guarded])
     return {name: part.view_as(s) for (name, s), part in zip(scores.items(), kept, strict=True)}
 
 
@@ -179,17 +182,17 @@ class Target:
         """The number of units to remove, see `drop_counts`."""
         return drop_counts(self.sizes(), self.sparsity, self.locality)
 
-    def units(self, scores: Scores, within: Masks | None = None) -> Masks:
+    def units(self, scores: Scores, within: Masks | None = None, *, check: bool = True) -> Masks:
         """Unit masks from the scores of all weights; with ``within``, what was removed before stays removed."""
         grouped = group(scores, self.structure, self.layers)
         if within is not None:
             before = group({n: m.float() for n, m in within.items()}, self.structure, self.layers)
             grouped = {n: s.masked_fill(before[n] == 0, -torch.inf) for n, s in grouped.items()}
-        return select(grouped, self.drop())
+        return select(grouped, self.drop(), check=check)
 
-    def select(self, scores: Scores, within: Masks | None = None) -> Masks:
+    def select(self, scores: Scores, within: Masks | None = None, *, check: bool = True) -> Masks:
         """Masks in the weights' shapes: ``expand(select(group(scores), drop))``."""
-        return expand(self.units(scores, within), self.structure, self.layers)
+        return expand(self.units(scores, within, check=check), self.structure, self.layers)
 
 
 def unit_counts(layers: Sequence[Layer], structure: str) -> dict[str, int]:
@@ -242,7 +245,7 @@ def account(masks: Mapping[str, Tensor], layers: Sequence[Layer], structure: str
     return Sparsity(
         asked=asked,
         units=1 - sum(kept.values()) / sum(counts.values()),
-        weights=sum(zeros.values()) / sum(weights.values()),
+        weights=sum(zeros.get(n, 0) for n in weights) / sum(weights.values()),
         parameters=sum(zeros.values()) / parameters,
         kept=sum(kept.values()),
         total=sum(counts.values()),

@@ -166,7 +166,7 @@ class LearnedScores(Mechanism):
 
     def effective(self, params: Params) -> Params:
         size = {n: s.abs() for n, s in self.scores.items()}
-        masks = self.target.select({n: s.detach() for n, s in size.items()}, self.within)
+        masks = self.target.select({n: s.detach() for n, s in size.items()}, self.within, check=False)
         return params | {n: params[n].detach() * through(m.float(), size[n]) for n, m in masks.items()}
 
 
@@ -174,13 +174,16 @@ class Admm(Mechanism):
     r"""Pull the weights towards a sparse copy of themselves: the alternating direction method of multipliers.
 
     :math:`\min_W L(W) + \frac{\rho}{2}\|W - Z + U\|^2`; every ``period`` epochs :math:`Z = \Pi(W + U)`, the projection onto the
-    wanted sparsity (the same selection as everywhere, by magnitude), :math:`U \leftarrow W + U - Z`, and rho grows. The duals U are
-    constants in the penalty (textbook form). Source: Boyd et al. 2011, section 9.1; in pruning Zhang et al. 2018, Ye et al. 2019.
+    wanted sparsity (the same selection as everywhere, by magnitude), :math:`U \leftarrow W + U - Z`, and rho grows by ``growth``, by
+    which the scaled dual U is then divided. The duals are constants in the penalty. Source: Boyd et al. 2011, sections 3.4.1 and
+    9.1 (textbook form); in pruning Zhang et al. 2018, Ye et al. 2019.
     """
 
     constant = ("target", "within")
 
-    def __init__(self, params: Params, target: Target, *, rho: float, growth: float, period: int = 1, within: Masks | None = None):
+    def __init__(
+        self, params: Params, target: Target, *, rho: float, growth: float, period: int = 1, within: Masks | None = None
+    ):
         self.target, self.within = target, within
         self.rho, self.growth, self.period = rho, growth, period
         self.U = {n: torch.zeros_like(params[n]) for n in target.sizes()}
@@ -196,11 +199,11 @@ class Admm(Mechanism):
     def between_epochs(self, at: Progress) -> None:
         if not 0 < at.epoch < at.epochs or at.epoch % self.period:
             return
-        self.rho *= self.growth
         v = {n: at.params[n].detach() + u for n, u in self.U.items()}
         for n, z in self._project(v).items():
             self.Z[n].copy_(z)
-            self.U[n].copy_(v[n] - z)
+            self.U[n].copy_((v[n] - z) / self.growth)
+        self.rho *= self.growth
 
 
 class Dynamic(Mechanism):
@@ -253,7 +256,8 @@ class Dynamic(Mechanism):
         """Scale the dormant entries' gradient so that its root mean square in a tensor does not exceed that of the kept ones.
 
         A filter that is removed whole feeds zeros into its batch norm, whose backward then multiplies by 1/sqrt(1e-5): without
-        this, dormant filters would be thrown about by gradients some hundred times too large.
+        this, dormant filters would be thrown about by gradients some hundred times too large, and a gradient statistic (read after
+        this) would compare the two kinds on unequal terms.
         """
         for n, m in self.masks.items():
             g = params[n].grad
@@ -289,8 +293,9 @@ class Connectivity(Mechanism):
 
     Each possible connection has a sign s that never changes and a strength :math:`\theta`; it exists iff :math:`\theta > 0`, and
     the network runs with :math:`W = s\,\theta\,1[\theta > 0]`. A step decays all parameters (decoupled from the rate), makes the
-    SGD step, adds noise :math:`\mathrm{lr}\cdot\xi,\ \xi \sim N(0, (10^{-6})^2)` to the connections that existed, and switches on as
-    many dormant ones as died, drawn uniformly, with :math:`\theta = 10^{-12}`. Dormant strengths have exactly zero gradient.
+    SGD step (in which leftover momentum revives no dormant connection, unlike in the authors' code, so that the budget holds at
+    every step), adds noise :math:`\mathrm{lr}\cdot\xi,\ \xi \sim N(0, (10^{-6})^2)` to the connections that existed, and switches
+    on as many dormant ones as died, drawn uniformly, with :math:`\theta = 10^{-12}`. Dormant strengths have exactly zero gradient.
     Torch's momentum multiplies by the current rate, the authors' folds it in: the buffer is rescaled at every change of rate.
 
     Here the budget is met from the first step on, with the same share in every layer; globally, layers then drift (a draw falls on
@@ -346,6 +351,7 @@ class Connectivity(Mechanism):
             p.mul_(1 - self.decay)
         optimizer.step()
         for n, was in alive.items():
+            at.params[n].copy_(torch.where(was, at.params[n], at.params[n].clamp_max(0)))  # momentum revives nothing
             at.params[n].add_(self._normal(at.params[n]) * was, alpha=1e-6 * at.lr)
         self._rewire(at.params)
 
@@ -353,13 +359,16 @@ class Connectivity(Mechanism):
         alive = self.masks(params)
         if "" in self.keep:
             missing = self.keep[""] - sum(int(m.sum()) for m in alive.values())
-            wanted = self._share(missing, {n: m.numel() for n, m in alive.items()}, {n: int((~m).sum()) for n, m in alive.items()})
+            wanted = self._share(
+                missing, {n: m.numel() for n, m in alive.items()}, {n: int((~m).sum()) for n, m in alive.items()}
+            )
         else:
             wanted = {n: self.keep[n] - int(m.sum()) for n, m in alive.items()}
         for n, k in wanted.items():
             if k > 0:
                 dormant = (~alive[n]).flatten().nonzero().squeeze(1)
-                params[n].view(-1)[dormant[self._draw(len(dormant), k, dormant.device)]] = 1e-12
+                born = dormant[self._draw(len(dormant), k, dormant.device)]
+                params[n][torch.unravel_index(born, params[n].shape)] = 1e-12  # in any memory format
 
     def _share(self, missing: int, sizes: dict[str, int], room: dict[str, int]) -> dict[str, int]:
         """Draw a layer for each missing connection in proportion to the layers' sizes; what finds no room is drawn again elsewhere."""
@@ -427,4 +436,4 @@ def _into(mine: Any, stored: Any) -> Any:
         return mine
     if isinstance(mine, Mapping) and isinstance(stored, Mapping) and mine.keys() == stored.keys():
         return {k: _into(mine[k], v) for k, v in stored.items()}
-    return stored
+    return _plain(stored)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .chance import borrowed
 from .errors import Invalid, nearest
 
 # ---------------------------------------------------------------------------------------------------------- building blocks
@@ -197,7 +198,7 @@ def build(network: str | nn.Module, *, channels: int, classes: int, seed: int = 
         )
     if channels < 1 or classes < 2:
         raise Invalid(f"a network needs at least 1 channel and 2 classes; got {channels} and {classes}")
-    with torch.random.fork_rng(devices=[]):
+    with borrowed():
         torch.default_generator.manual_seed(int(seed))  # torch.manual_seed would also seed the caller's GPU
         if ":" in network:
             return _call(network, channels, classes).train()

@@ -38,9 +38,7 @@ def evaluating(net: nn.Module) -> Iterator[None]:
             m.training = training
 
 
-def objective(
-    key: str, *, eps: float, steps: int, generator: torch.Generator, teacher: nn.Module | None = None
-) -> Objective:
+def objective(key: str, *, eps: float, steps: int, generator: torch.Generator, teacher: nn.Module | None = None) -> Objective:
     """The objective named ``key`` (one of `OBJECTIVES`).
 
     Args:
@@ -87,9 +85,7 @@ def objective(
             frozen = model.frozen()
             with torch.no_grad():
                 clean = frozen(x)
-            x_adv = ascend(
-                frozen, x, y, normal_start(x, generator), eps=eps, steps=steps, step=step, loss=divergence_from(clean)
-            )
+            x_adv = ascend(frozen, x, y, normal_start(x, generator), eps=eps, steps=steps, step=step, loss=divergence_from(clean))
         clean, attacked = model(x), model(x_adv)
         kl = F.kl_div(attacked.log_softmax(1), clean.log_softmax(1), log_target=True, reduction="batchmean")
         return F.cross_entropy(clean, y) + beta * kl, attacked
@@ -97,9 +93,7 @@ def objective(
     def mart(model: Model, x: Tensor, y: Tensor, at, beta: float = 5.0) -> tuple[Tensor, Tensor]:
         r"""Boosted cross entropy on x' plus :math:`\beta\,\mathrm{KL}(p(x)\|p(x'))(1 - p_y(x))`: Wang et al. 2020, eq. 12."""
         with evaluating(model.net):
-            x_adv = ascend(
-                model.frozen(), x, y, normal_start(x, generator), eps=eps, steps=steps, step=step, loss=cross_entropy
-            )
+            x_adv = ascend(model.frozen(), x, y, normal_start(x, generator), eps=eps, steps=steps, step=step, loss=cross_entropy)
         clean, attacked = model(x), model(x_adv)
         p, log_p, log_q = clean.softmax(1), clean.log_softmax(1), attacked.log_softmax(1)
         wrong = attacked.softmax(1).scatter(1, y[:, None], 0.0).amax(1)

@@ -39,7 +39,9 @@ def share(total: int, rounds: int, i: int) -> int:
 def after(run: Runner) -> Stages:
     """Pretrain; each round: search from the current weights, select, fine-tune under the masks."""
     r, b = run.recipe, run.budget
-    yield from run.stage("pretraining", lambda s: train(run, s, r.pretraining, b.epochs, one_cycle(b.lr)), objective=r.pretraining)
+    yield from run.stage(
+        "pretraining", lambda s: train(run, s, r.pretraining, b.epochs, one_cycle(b.lr)), objective=r.pretraining
+    )
     dense = run.state() if r.rewind or "kd" in (r.pruning_step, r.finetuning) else None
     teacher = run.copy_of(dense) if "kd" in (r.pruning_step, r.finetuning) else None
     masks: Masks | None = None

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import InitVar, dataclass
+from numbers import Real
 from typing import Any, NamedTuple
 
 from apnb import taxonomy
@@ -94,7 +95,17 @@ class Budget:
     check: int = 200
 
     def __post_init__(self) -> None:
-        whole = ("epochs", "search_epochs", "finetune_epochs", "batch", "attack_steps", "rounds", "updates", "dual_period", "check")
+        whole = (
+            "epochs",
+            "search_epochs",
+            "finetune_epochs",
+            "batch",
+            "attack_steps",
+            "rounds",
+            "updates",
+            "dual_period",
+            "check",
+        )
         for name in whole:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < (0 if name == "check" else 1):
@@ -163,7 +174,8 @@ class Recipe:
         variant: of the criterion: relwm l1 or group_lasso, lis learned or saliency.
         ramp: cubic or linear, of an iterative schedule.
         rewind: weights go back to where they started (before: to initialisation, by default; after: to the pretrained weights).
-        pretraining, pruning_step, finetuning, training_step: objectives of the pipeline's stages; `objective` fills those not given.
+        pretraining, pruning_step, finetuning, training_step: objectives of the pipeline's stages; ``objective``
+            (default pgd_at) fills those not given.
         budget: quick, standard, paper, tiny or a `Budget`. seed: of everything that involves chance.
 
     Raises:
@@ -187,9 +199,9 @@ class Recipe:
     training_step: str | None = None
     budget: str | Budget = "quick"
     seed: int = 0
-    objective: InitVar[str] = "pgd_at"
+    objective: InitVar[str | None] = None
 
-    def __post_init__(self, objective: str) -> None:
+    def __post_init__(self, objective: str | None) -> None:
         put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
         put("pipeline", _word(self.pipeline, PIPELINES, "pipeline"))
         put("schedule", _word(self.schedule, SCHEDULES, "schedule"))
@@ -204,7 +216,7 @@ class Recipe:
         self._check_bcs()
         put("variant", self._chosen_variant())
         put("ramp", self._chosen_ramp())
-        for name, value in self._chosen_objectives(objective).items():
+        for name, value in self._chosen_objectives(objective or "pgd_at").items():
             put(name, value)
         put("rewind", self._chosen_rewind())
 
@@ -257,7 +269,7 @@ class Recipe:
             chosen[stage] = self._objective(stage, given if given is not None else default)
         step = chosen.get("pruning_step")
         if self.pipeline == "after" and not (self.trains_search or self.reads_gradients):
-            if self.pruning_step not in (None, "none", step):
+            if self.pruning_step not in (None, "none"):
                 raise Invalid(f"criterion {self.criterion!r} searches nothing after training; leave pruning_step out")
             chosen["pruning_step"] = "none"
         elif step == "none" and self.trains_search:
@@ -276,7 +288,9 @@ class Recipe:
     def _objective(self, stage: str, value: object) -> str:
         word = choose(value, [o.value for o in taxonomy.Objective], "objective")
         if word in ("cni", "robust_dataset", "unspecified"):
-            raise Invalid(f"objective {word!r} is a word of the survey for one method, not a loss to run; choose one of {', '.join(TRAINABLE)}")
+            raise Invalid(
+                f"objective {word!r} is a word of the survey for one method, not a loss to run; choose one of {', '.join(TRAINABLE)}"
+            )
         if word == "none" and (self.pipeline == "during" or stage == "pretraining"):
             raise Invalid(f"pipeline {self.pipeline!r} needs its stage {stage!r}: objective 'none' would leave nothing trained")
         if word == "kd" and not (self.pipeline == "after" and stage != "pretraining"):
@@ -391,10 +405,9 @@ class Recipe:
             "hgm": "the highest gradient magnitudes under attack", "bcs": "connections whose strength reaches zero",
             "random": "units drawn at random (a control)",
         }[self.criterion]  # fmt: skip
-        cut = f"{self.sparsity:.1%} of the {what}, {where}: {how}"
+        share = f"{self.sparsity:.1%}" if self.sparsity < 0.9995 else f"{self.sparsity * 100:.6g}%"
+        cut = f"{share} of the {what}, {where}: {how}" if self.sparsity else "nothing"
         rounds = f" in {b.rounds} rounds on a {self.ramp} ramp" if self.schedule == "iterative" else ""
-        if self.sparsity == 0 and self.pipeline == "after":
-            return f"1. Train the dense network for {b.epochs} epochs ({self.pretraining}). Nothing is pruned."
         if self.pipeline == "during":
             when = (
                 "Connections that die are replaced at once by as many drawn at random"
@@ -411,7 +424,11 @@ class Recipe:
                 else f"Fine-tune what is left for {b.finetune_epochs} epochs in all ({self.finetuning})"
                 + (", from the pretrained weights each time." if self.rewind else ".")
             )
-            lines = [f"Train the dense network for {b.epochs} epochs ({self.pretraining}).", f"Remove {cut}{search}{rounds}.", tune]
+            lines = [
+                f"Train the dense network for {b.epochs} epochs ({self.pretraining}).",
+                f"Remove {cut}{search}{rounds}.",
+                tune,
+            ]
         else:
             search = (
                 "Score the untrained network."
@@ -441,7 +458,7 @@ def _default_variant(criterion: str, structure: str) -> str | None:
 
 def check_sparsity(value: object) -> float:
     """A share in [0, 1) as float; anything else is refused with what was probably meant."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise Invalid(f"sparsity must be a number in [0, 1), the share of units to remove; got {value!r}")
     if math.isnan(value):
         raise Invalid("sparsity must be a number in [0, 1), the share of units to remove; got NaN")
@@ -462,11 +479,13 @@ def recipe(name: str, **options: Any) -> Recipe:
             cell it belongs to, which can be run.
     """
     method = taxonomy.method(name)
+    sparsity = check_sparsity(options.get("sparsity", 0.9))
     words = [f'pipeline="{method.pipeline}"', f'structure="{sorted(method.structures)[-1]}"']
+    if method.schedule == "iterative":
+        words.insert(1, 'schedule="iterative"')
     if locality := [x for x in sorted(method.locality) if x != "unspecified"]:
         words.append(f'locality="{locality[0]}"')
     words.append(f'criterion="{method.criterion}"')
     raise Invalid(
-        f"{method.name} has no preset yet; its cell of the taxonomy runs as apnb.Recipe({', '.join(words)}, "
-        f"sparsity={options.get('sparsity', 0.9)})"
+        f"{method.name} has no preset yet; its cell of the taxonomy runs as apnb.Recipe({', '.join(words)}, sparsity={sparsity})"
     )

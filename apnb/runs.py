@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from apnb import datasets, networks, pipelines
 from apnb.attacks.pgd import pgd
-from apnb.datasets import Batches, Dataset, Split, generator
+from apnb.chance import generator
+from apnb.datasets import Batches, Dataset, Split
 from apnb.errors import Invalid, choose
 from apnb.evaluation import MODES, Evaluation, check_points, evaluate_stream
 from apnb.events import Batch, Done, Epoch, Event, Finished, Pruned, Restored, Resumed, Waiting
@@ -214,7 +215,9 @@ class Runner:
             uses: all that decides the result besides the network, the data, the budget, the seed and the stages before;
                 without any, the whole recipe. Runs whose stages agree in all of it share them.
         """
-        self._stage_key = key = digest([self._stage_key, name, uses or {k: v for k, v in self.recipe.to_dict().items() if k != "budget"}])
+        self._stage_key = key = digest(
+            [self._stage_key, name, uses or {k: v for k, v in self.recipe.to_dict().items() if k != "budget"}]
+        )
         stored = self.store.stage(key, self.device)
         if stored is None:
             lock = self.store.lock(key)
@@ -313,7 +316,17 @@ class Runner:
         wanted = self.budget.points if n is None else n
         wanted = None if wanted is None or wanted >= points else wanted
         batch = 128 if self.device.type == "cpu" else 512
-        key = digest({"attacks": attacks, "mode": MODES[attacks], "eps": self.eps, "n": wanted, "subset": subset, "seed": seed, "batch": batch})
+        key = digest(
+            {
+                "attacks": attacks,
+                "mode": MODES[attacks],
+                "eps": self.eps,
+                "n": wanted,
+                "subset": subset,
+                "seed": seed,
+                "batch": batch,
+            }
+        )
         folder = self.store.run_folder(self.key) / "evaluations"
         if (folder / f"{key}.json").exists():
             try:
@@ -379,7 +392,9 @@ def _plain_network(network: Any, summary: Mapping, state: Mapping[str, Tensor]) 
     try:
         net.load_state_dict(state, strict=True)
     except RuntimeError as error:
-        raise Invalid(f"run {summary['key']} does not fit network {summary['network']!r}: {str(error).splitlines()[-1].strip()}") from None
+        raise Invalid(
+            f"run {summary['key']} does not fit network {summary['network']!r}: {str(error).splitlines()[-1].strip()}"
+        ) from None
     return net.eval()
 
 
@@ -401,7 +416,9 @@ def open_run(key: str, *, network: Any = None, store: str | Path | Store | None 
     try:
         rows = [json.loads(line) for line in (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError):
-        raise Invalid(f"run {summary['key']} is damaged: history.jsonl cannot be read; remove it with 'apnb runs rm {summary['key']}'") from None
+        raise Invalid(
+            f"run {summary['key']} is damaged: history.jsonl cannot be read; remove it with 'apnb runs rm {summary['key']}'"
+        ) from None
     found = store.evaluations(summary["key"])
     report = Evaluation.from_tree(load_tree(folder / "evaluations" / f"{found[-1]['key']}.tensors")) if found else None
     model = _plain_network(network or summary["network"], summary, tree["net"])
@@ -431,7 +448,14 @@ def stream(
         raise Invalid(f"expected an apnb.Recipe, got {type(recipe).__name__}; make one with apnb.Recipe(pipeline=..., ...)")
     attacks = choose(attacks, MODES, "attack mode")
     runner = Runner(
-        recipe, network=network, data=data, eps=eps, device=device, store=store, precision=precision, snapshot_every=snapshot_every
+        recipe,
+        network=network,
+        data=data,
+        eps=eps,
+        device=device,
+        store=store,
+        precision=precision,
+        snapshot_every=snapshot_every,
     )
     check_points(n, runner.dataset)
     choose(subset, datasets.SUBSETS, "way to draw points")

@@ -100,7 +100,9 @@ def load_tree(path: Path, device: torch.device | str = "cpu") -> Any:
     except ImportError:
         raise Invalid(f"{path} is a safetensors file; install the package safetensors to read it") from None
     except Exception as error:
-        raise Invalid(f"{path} cannot be read ({type(error).__name__}: {error}); it is damaged or was not written by apnb") from None
+        raise Invalid(
+            f"{path} cannot be read ({type(error).__name__}: {error}); it is damaged or was not written by apnb"
+        ) from None
 
 
 def _atomic(path: Path, write: Any) -> None:
@@ -128,7 +130,9 @@ def _explain(error: BaseException, path: Path) -> None:
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     wrapped = type(error).__name__ == "SafetensorError" and "os error" in text.lower()
     if full or "No space left" in text or "File too large" in text:
-        raise Invalid(f"cannot write {path}: no space left; free some or choose another place with --store or APNB_HOME") from None
+        raise Invalid(
+            f"cannot write {path}: no space left; free some or choose another place with --store or APNB_HOME"
+        ) from None
     if isinstance(error, OSError) or wrapped:
         reason = getattr(error, "strerror", None) or text
         raise Invalid(f"cannot write {path}: {reason}; choose a writable place with --store or APNB_HOME") from None
@@ -239,12 +243,16 @@ class Store:
         try:
             summary = read_json(folder / "summary.json")
             if summary["format"] != FORMAT:
-                raise Invalid(f"run {key} has format {summary['format']}, this version reads {FORMAT}; use the version that wrote it")
-            summary["recipe"]["pipeline"]  # noqa: B018
+                raise Invalid(
+                    f"run {key} has format {summary['format']}, this version reads {FORMAT}; use the version that wrote it"
+                )
+            summary["recipe"]["pipeline"]
         except Invalid as error:
             raise Invalid(f"run {folder.name} is damaged: {error}; remove it with 'apnb runs rm {folder.name}'") from None
         except (KeyError, TypeError):
-            raise Invalid(f"run {folder.name} is damaged: summary.json lacks fields; remove it with 'apnb runs rm {folder.name}'") from None
+            raise Invalid(
+                f"run {folder.name} is damaged: summary.json lacks fields; remove it with 'apnb runs rm {folder.name}'"
+            ) from None
         return summary
 
     def find(self, key: str) -> Path:
@@ -254,7 +262,9 @@ class Store:
         if len(matches) == 1 or key in matches:
             return self.runs / (key if key in matches else matches[0])
         if matches:
-            raise Invalid(f"{key!r} begins {len(matches)} runs ({', '.join(m[:12] for m in matches[:4])}, ...); give more of the key")
+            raise Invalid(
+                f"{key!r} begins {len(matches)} runs ({', '.join(m[:12] for m in matches[:4])}, ...); give more of the key"
+            )
         raise Invalid(f"no run {key!r} in {self.root}; 'apnb runs list' shows the {len(keys)} there are")
 
     def keys(self) -> list[str]:
@@ -320,7 +330,9 @@ class Store:
             with zipfile.ZipFile(path) as z:
                 entries = [i for i in z.infolist() if not i.is_dir()]
                 if sum(i.file_size for i in entries) > MAX_IMPORT:
-                    raise Invalid(f"{path} unpacks to more than {MAX_IMPORT >> 30} GiB; no export is that large, nothing was imported")
+                    raise Invalid(
+                        f"{path} unpacks to more than {MAX_IMPORT >> 30} GiB; no export is that large, nothing was imported"
+                    )
                 allowed = {"summary.json", "network.tensors", "history.jsonl"}
                 for i in entries:
                     parts = i.filename.split("/")
@@ -342,11 +354,12 @@ class Store:
 
     def _adopt(self, unpacked: Path) -> list[str]:
         other = Store(unpacked)
-        for key in other.keys():
+        found = other.keys()
+        for key in found:
             other.summary(key)
             other.evaluations(key)
             load_tree(other.run_folder(key) / "network.tensors")
-        new = [k for k in other.keys() if not self.run_folder(k).exists()]
+        new = [k for k in found if not self.run_folder(k).exists()]
         for key in new:
             os.replace(other.run_folder(key), self.run_folder(key))
         return new

@@ -75,11 +75,11 @@ def cosine(peak: float) -> Schedule:
 
 
 def one_cycle(peak: float, warm: float = 0.2) -> Schedule:
-    """Linearly up to ``peak`` over the first ``warm`` share of the steps, then linearly to zero."""
+    """Linearly up to ``peak`` over the first ``warm`` share of the steps, then linearly towards zero; read at mid-step."""
 
     def lr(at: Progress) -> float:
-        t = (at.step + 1) / max(at.steps, 1)
-        return peak * (t / warm if t < warm else max(0.0, (1 - t) / (1 - warm)) + 1e-3)
+        t = (at.step + 0.5) / max(at.steps, 1)
+        return peak * min(t / warm, (1 - t) / (1 - warm))
 
     return lr
 
@@ -234,7 +234,7 @@ def _restore(snapshot: dict, at: Progress, net: nn.Module, opt: Optimizer, mecha
     own = net.state_dict()
     for n, t in snapshot["net"].items():
         own[n].copy_(t)
-    opt.load_state_dict(snapshot["optimizer"])
+    opt.load_state_dict(copy.deepcopy(snapshot["optimizer"]))
     load_state(mechanism, snapshot["mechanism"])
     if generator is not None and snapshot["generator"] is not None:
         generator.set_state(snapshot["generator"].cpu())
@@ -284,5 +284,3 @@ def accuracy(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, batch: int
     """Share of images classified correctly."""
     right = sum(int((model(a).argmax(1) == b).sum()) for a, b in zip(x.split(batch), y.split(batch), strict=True))
     return right / len(y)
-
-

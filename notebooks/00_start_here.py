@@ -140,7 +140,7 @@ apnb.plots.examples(sparsest.evaluation)
 # > apart, or do they overlap? Try another seed before you believe it.
 #
 # Some choices contradict each other (criterion BCS before training, for example): then the lab says why and does not start. Give
-# it a name, `lab = apnb.Lab()`, and `lab.frame()` is the table of what you ran.
+# the lab a name, `lab = apnb.Lab()`, and `lab.frame()` is the table of what you ran.
 
 # %%
 apnb.Lab()

@@ -13,7 +13,12 @@ from apnb.masks import account
 
 SPARSITY = 0.7
 # The small plain network on 1x8x8 images with 10 classes, written down by hand.
-SHAPES = {"conv1.weight": (16, 1, 3, 3), "conv2.weight": (32, 16, 3, 3), "conv3.weight": (64, 32, 3, 3), "linear.weight": (10, 256)}
+SHAPES = {
+    "conv1.weight": (16, 1, 3, 3),
+    "conv2.weight": (32, 16, 3, 3),
+    "conv3.weight": (64, 32, 3, 3),
+    "linear.weight": (10, 256),
+}
 UNITS = {
     "weights": {n: math.prod(s) for n, s in SHAPES.items()},
     "filters": {"conv1.weight": 16, "conv2.weight": 32, "conv3.weight": 64},
@@ -79,7 +84,10 @@ OPTIONS = {
     "schedule": ("one_shot", "iterative"),
     "ramp": ("linear", "cubic"),
     "rewind": (None, False, True),
-    "criterion": (("lwm", None), ("relwm", "l1"), ("relwm", "group_lasso"), ("solwm", None), ("lis", "learned"), ("lis", "saliency"), ("hgm", None)),
+    "criterion": (
+        ("lwm", None), ("relwm", "l1"), ("relwm", "group_lasso"), ("solwm", None),
+        ("lis", "learned"), ("lis", "saliency"), ("hgm", None),
+    ),
     "last": ("same", "none", "kd"),
     "structure": ("weights", "filters", "channels", "kernels"),
 }  # fmt: skip
@@ -96,8 +104,10 @@ def pairwise(options: dict) -> list[dict]:
             fixed = list(row.items())
             best = max(
                 options[name],
-                key=lambda v: sum(((a, x), (name, v)) in pairs for a, x in fixed)
-                + 0.1 * sum(p[0] == (name, v) or p[1] == (name, v) for p in pairs),
+                key=lambda v: (
+                    sum(((a, x), (name, v)) in pairs for a, x in fixed)
+                    + 0.1 * sum(p[0] == (name, v) or p[1] == (name, v) for p in pairs)
+                ),
             )
             row[name] = best
         covered = {((a, row[a]), (b, row[b])) for a, b in itertools.combinations(names, 2)}
@@ -148,7 +158,8 @@ def test_the_residual_network_runs_in_every_structure(store):
 
 def test_runs_that_differ_in_sparsity_share_the_dense_network(tmp_path):
     first, second = (
-        list(apnb.stream(apnb.Recipe(pipeline="after", sparsity=s, budget="tiny"), store=tmp_path, evaluate=False)) for s in (0.5, 0.9)
+        list(apnb.stream(apnb.Recipe(pipeline="after", sparsity=s, budget="tiny"), store=tmp_path, evaluate=False))
+        for s in (0.5, 0.9)
     )
     assert "pretraining" in [e.stage for e in first if isinstance(e, Finished)]
     assert [e.stage for e in second if e.kind == "restored"] == ["pretraining"]

@@ -40,7 +40,9 @@ def test_run_prints_a_table_and_json(cli, tmp_path):
     assert "right after the cut" in err and "pretraining" in err
     status, out, _ = cli("run", "--sparsity", "0.8", *TINY, "--store", tmp_path, "--json")
     row = json.loads(out)
-    assert row["sparsity"] == 0.8 and 0 <= row["low"] <= row["robust"] <= row["high"] <= 1 and row["recipe"]["pipeline"] == "after"
+    assert (
+        row["sparsity"] == 0.8 and 0 <= row["low"] <= row["robust"] <= row["high"] <= 1 and row["recipe"]["pipeline"] == "after"
+    )
 
 
 def test_runs_can_be_listed_shown_taken_away_and_removed(cli, tmp_path):
@@ -62,7 +64,9 @@ def test_evaluate_takes_a_run_or_a_function_that_returns_a_network(cli, tmp_path
     (key,) = Store(tmp_path).keys()
     status, out, _ = cli("evaluate", key[:8], "--n", "20", "--attacks", "pgd", "--json", "--store", tmp_path)
     assert status == 0 and json.loads(out)["n"] == 20
-    (tmp_path / "mine.py").write_text("import torch\ndef net():\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))\n")
+    (tmp_path / "mine.py").write_text(
+        "import torch\ndef net():\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))\n"
+    )
     monkeypatch.chdir(tmp_path)
     status, out, err = cli("evaluate", "mine:net", "--n", "20", "--attacks", "pgd")
     assert status == 0 and "n = 20" in out, err

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from apnb import datasets
-from apnb.datasets import Batches, Dataset, Split, data_root, generator, load, subset
+from apnb.chance import generator
+from apnb.datasets import Batches, Dataset, Split, data_root, load, subset
 from apnb.errors import Invalid
 
 

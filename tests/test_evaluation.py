@@ -230,7 +230,7 @@ def test_events_count_the_points_and_robustness_never_rises(net):
     assert all(isinstance(e, Attacked) and e.metrics["n"] == 16 for e in events)
     shares = [e.metrics["robust"] for e in events]
     assert shares == sorted(shares, reverse=True)
-    assert [e.metrics["attack"] for e in events][0] == "clean"
+    assert events[0].metrics["attack"] == "clean"
     assert all(e.step <= e.of for e in events)
 
 
@@ -348,11 +348,11 @@ def test_dropout_is_no_randomness_once_the_network_is_in_evaluation_mode(net):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"n": 501}, "n = 501 points asked for, the test split of digits has 500"),
-        ({"n": 0}, "a subset of 0 images was asked from 500"),
+        ({"n": 501}, "n = 501 points asked for, expected 1 to 500"),
+        ({"n": 0}, "n = 0 points asked for, expected 1 to 500"),
         ({"attacks": "standrad"}, "no attack mode 'standrad'; did you mean 'standard'"),
         ({"attacks": "fgsm"}, "no attack mode 'fgsm'"),
-        ({"subset": "hard"}, "no kind of subset 'hard'"),
+        ({"subset": "hard"}, "'hard'; did you mean 'stratified', 'random', 'first'"),
         ({"eps": 0}, "eps is 0, expected a share of the pixel range above 0"),
         ({"eps": -0.1}, "eps is -0.1"),
         ({"eps": 8}, "eps is 8"),

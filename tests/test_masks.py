@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -234,7 +235,7 @@ def test_a_ramp_never_falls_and_ends_exactly_in_the_target(kind, s, rounds):
     r = ramp(s, rounds, kind)
     assert len(r) == rounds
     assert r[-1] == s
-    assert all(a <= b for a, b in zip(r, r[1:], strict=False))
+    assert all(a <= b for a, b in itertools.pairwise(r))
     for t in range(1, rounds + 1):
         share = t / rounds if kind == "linear" else 1 - (1 - t / rounds) ** 3
         assert r[t - 1] == pytest.approx(s * share, abs=1e-12)

@@ -150,7 +150,7 @@ def test_masks_pass_the_gradient_of_what_is_kept_and_none_of_what_is_masked():
 
 
 def test_within_multiplies_the_inner_weights_by_the_masks_and_leaves_the_rest_to_the_inner():
-    net, params = made()
+    _, params = made()
     masks = target(0.5).select({n: p.detach().abs() for n, p in params.items()})
     inner = Regularised(target(0.5), "l1", 0.1)
     outer = Within(masks, inner)

@@ -18,7 +18,9 @@ def python(code: str, **options) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, **options)
 
 
-@pytest.mark.parametrize("statement", ["import apnb", "import apnb; apnb.taxonomy.methods(); apnb.grid(); apnb.Recipe(pipeline='after')"])
+@pytest.mark.parametrize(
+    "statement", ["import apnb", "import apnb; apnb.taxonomy.methods(); apnb.grid(); apnb.Recipe(pipeline='after')"]
+)
 def test_importing_the_package_and_asking_the_survey_loads_nothing_heavy(statement):
     done = python(f"import sys\n{statement}\nprint([m for m in {HEAVY} if m in sys.modules])", cwd=ROOT)
     assert done.stdout.strip() == "[]", done.stderr
@@ -31,10 +33,11 @@ def test_every_public_name_can_be_had():
 
 ALLOWED = {
     "errors": set(), "paths": {"errors"}, "events": set(), "taxonomy": {"errors", "paths"}, "masks": {"errors", "networks"},
-    "networks": {"errors"}, "datasets": {"errors"}, "mechanisms": {"masks"}, "attacks": {"attacks"},
+    "chance": set(), "networks": {"chance", "errors"}, "datasets": {"chance", "errors"}, "mechanisms": {"masks"},
+    "attacks": {"attacks", "chance"},
     "objectives": {"attacks", "errors", "training"}, "training": {"errors", "events", "mechanisms", "objectives"},
     "criteria": {"criteria", "errors", "masks", "mechanisms", "recipes"}, "recipes": {"errors", "taxonomy"},
-    "evaluation": {"attacks", "datasets", "errors", "events"}, "store": {"errors"},
+    "evaluation": {"attacks", "chance", "datasets", "errors", "events"}, "store": {"errors"},
     "pipelines": {"criteria", "events", "masks", "mechanisms", "training", "runs"},
 }  # fmt: skip
 
@@ -65,15 +68,24 @@ def test_no_method_is_named_in_the_loop_or_the_interface():
 @pytest.mark.slow
 def test_the_wheel_installed_elsewhere_has_data_and_notebooks(tmp_path):
     build = subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)], capture_output=True, text=True
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)],
+        capture_output=True,
+        text=True,
     )
     assert build.returncode == 0, build.stderr[-2000:]
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {"apnb/data/taxonomy.json", "apnb/data/leaderboard.csv", "apnb/data/networks.csv", "apnb/notebooks/00_start_here.ipynb"} <= names
+    assert {
+        "apnb/data/taxonomy.json",
+        "apnb/data/leaderboard.csv",
+        "apnb/data/networks.csv",
+        "apnb/notebooks/00_start_here.ipynb",
+    } <= names
     target = tmp_path / "site"
     install = subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(wheel)], capture_output=True, text=True
+        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(wheel)],
+        capture_output=True,
+        text=True,
     )
     assert install.returncode == 0, install.stderr[-2000:]
     elsewhere = tmp_path / "elsewhere"
@@ -85,6 +97,8 @@ def test_the_wheel_installed_elsewhere_has_data_and_notebooks(tmp_path):
         "from apnb.cli import notebooks\n"
         "print(len(apnb.taxonomy.methods()), len(apnb.taxonomy.leaderboard()), len(apnb.taxonomy.networks()), notebooks(None).name)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(target)], capture_output=True, text=True, cwd=elsewhere, env={**os.environ})
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(target)], capture_output=True, text=True, cwd=elsewhere, env={**os.environ}
+    )
     assert done.stdout.split() == ["26", "154", "37", "apnb-notebooks"], done.stderr[-2000:]
     assert (elsewhere / "apnb-notebooks" / "00_start_here.ipynb").exists()

@@ -284,8 +284,8 @@ def test_a_surveyed_method_is_a_recipe_or_names_a_cell_of_its_own_that_can_be_ma
     except Invalid as told:
         r = eval(re.search(r"apnb\.Recipe\(.*\)", str(told)).group(), {"apnb": apnb})
     assert r.sparsity == 0.75
-    for word, given in taxonomy.cell_of(method).items():
-        known = {str(w) for w in given} - {"unspecified", "both"}
+    for word, words in taxonomy.cell_of(method).items():
+        known = {str(w) for w in words} - {"unspecified", "both"}
         assert not known or getattr(r, word) in known, word
 
 

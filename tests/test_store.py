@@ -100,7 +100,9 @@ def test_a_truncated_stage_is_computed_again_with_the_same_result(tmp_path):
     Store(tmp_path).remove(first.key)
     again = apnb.run(apnb.Recipe(**RECIPE), store=tmp_path, evaluate=False)
     assert all(torch.equal(first.masks[n], m) for n, m in again.masks.items())
-    assert all(torch.equal(a, b) for a, b in zip(first.model.state_dict().values(), again.model.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.model.state_dict().values(), again.model.state_dict().values(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("file", ["summary.json", "network.tensors", "history.jsonl"])
@@ -149,7 +151,15 @@ def test_export_and_import_carry_a_run_with_its_verdicts(made, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["../evil.json", "/etc/evil", "runs/../../evil", "runs/k/evaluations/../../../evil.json", "other/k/summary.json", "runs/k/x.py"]
+    "name",
+    [
+        "../evil.json",
+        "/etc/evil",
+        "runs/../../evil",
+        "runs/k/evaluations/../../../evil.json",
+        "other/k/summary.json",
+        "runs/k/x.py",
+    ],
 )
 def test_a_zip_with_other_entries_is_refused_and_nothing_is_written(name, tmp_path):
     with zipfile.ZipFile(tmp_path / "z.zip", "w") as z:
@@ -241,7 +251,9 @@ def test_two_runs_that_need_the_same_stage_train_it_once(tmp_path):
 
 
 def test_closing_the_stream_stops_and_the_next_one_goes_on(tmp_path):
-    recipe = apnb.Recipe(pipeline="during", sparsity=0.8, budget=apnb.Budget(epochs=4, images=256, updates=6, points=16, check=16))
+    recipe = apnb.Recipe(
+        pipeline="during", sparsity=0.8, budget=apnb.Budget(epochs=4, images=256, updates=6, points=16, check=16)
+    )
     whole = apnb.run(recipe, store=tmp_path / "whole", evaluate=False)
     events = apnb.stream(recipe, store=tmp_path / "cut", evaluate=False, snapshot_every=0)
     for event in events:

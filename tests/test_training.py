@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -192,7 +193,7 @@ def test_a_mechanism_is_called_between_epochs_from_none_done_to_all_done_and_may
 
 
 def test_a_loss_that_is_no_longer_finite_ends_in_a_sentence():
-    with pytest.raises(Invalid, match="training diverged: the loss of epoch 1 is (nan|inf).*lower the learning rate"):
+    with pytest.raises(Invalid, match=r"training diverged: the loss of epoch 1 is (nan|inf).*lower the learning rate"):
         list(fit(made(), data(), loss("natural"), epochs=1, lr=lambda at: 1e20))
 
 
@@ -396,7 +397,7 @@ def test_training_reports_the_mean_loss_over_images_although_the_last_batch_is_s
     net = made()
     batches = Batches(Split(*(t[:80] for t in (DIGITS.train.x, DIGITS.train.y))), 32, seed=0, stage="test")
     still = fit(net, batches, loss("natural"), epochs=1, lr=lambda at: 0.0, bn="eval")
-    told = [e for e in still if isinstance(e, Epoch)][0].metrics
+    told = next(e for e in still if isinstance(e, Epoch)).metrics
     mirror = made().eval()
     x, y = (torch.cat(parts) for parts in zip(*batches(0), strict=True))
     assert len(y) == 80
@@ -412,7 +413,7 @@ def test_half_a_cosine_falls_from_the_peak_to_almost_nothing():
     assert rates[0] == pytest.approx(0.2)
     assert rates[50] == pytest.approx(0.1)
     assert 0 < rates[-1] < 0.2 * 3e-4
-    assert all(a > b for a, b in zip(rates, rates[1:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(rates))
 
 
 @pytest.mark.parametrize("steps", [5, 100])

@@ -1,4 +1,4 @@
-r"""Projected gradient descent in the :math:`\ell_\infty` ball (Madry et al. 2018, eq. 3): in training, and as a quick look at robustness."""
+r"""Projected gradient descent in the :math:`\ell_\infty` ball (Madry et al. 2018, eq. 3): in training, and as a quick look."""
 
 from __future__ import annotations
 

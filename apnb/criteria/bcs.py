@@ -13,6 +13,4 @@ class BayesianConnectivity(Criterion):
     keeps_masks = True
 
     def search(self, setting):
-        return Connectivity(
-            setting.params, setting.target, decay=setting.budget.weight_decay, generator=setting.generator
-        )
+        return Connectivity(setting.params, setting.target, decay=setting.budget.weight_decay, generator=setting.generator)

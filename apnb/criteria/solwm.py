@@ -12,9 +12,7 @@ class SolverMagnitude(Criterion):
 
     def search(self, setting):
         b = setting.budget
-        return Admm(
-            setting.params, setting.target, rho=b.rho, growth=b.rho_growth, period=b.dual_period, within=setting.within
-        )
+        return Admm(setting.params, setting.target, rho=b.rho, growth=b.rho_growth, period=b.dual_period, within=setting.within)
 
     def scores(self, weights, search, mean, generator):
         return {n: (weights[n] + u).abs() if (u := search.U.get(n)) is not None else w.abs() for n, w in weights.items()}

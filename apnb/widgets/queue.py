@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
     from apnb.store import Store
 
-_TURN = threading.Lock()
-"""Held while a run computes its next event. Attacks borrow torch's global random state and give it back; two queues in one
-process take turns, so that neither sees the other's."""
 EVALUATION = 0.3
 """Share of a run's progress bar that belongs to the attacks: a guess, good enough for a bar."""
 
@@ -145,11 +142,7 @@ class Queue:
         event: Event | None = None
         try:
             while True:
-                if isinstance(event, Waiting):  # it sleeps until the other has finished: no turn to hold meanwhile
-                    event = next(events, None)
-                else:
-                    with _TURN:
-                        event = next(events, None)
+                event = next(events, None)
                 if event is None:
                     return
                 if isinstance(event, Done):

@@ -1,0 +1,27 @@
+"""Randomness: generators of our own, seeded from words; and, where others draw from torch's global state, a turn at it."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+_TURN = threading.Lock()
+
+
+def generator(*parts: object, device: str | torch.device = "cpu") -> torch.Generator:
+    """A random generator whose seed is the SHA-256 of the parts' text: the same parts, the same numbers, on every machine."""
+    text = "\x1f".join(str(part) for part in parts)
+    seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+    return torch.Generator(device=device).manual_seed(seed)
+
+
+@contextmanager
+def borrowed(device: str | torch.device = "cpu") -> Iterator[None]:
+    """torch's global random state for code that insists on it: given back as it was, and used by one thread at a time."""
+    device = torch.device(device)
+    with _TURN, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
