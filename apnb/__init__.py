@@ -29,6 +29,7 @@ _WHERE = {
     "evaluate": "evaluation",
     "Evaluation": "evaluation",
     "sweep": "sweeps",
+    "table": "sweeps",
     "Store": "store",
     "Dataset": "datasets",
     "Lab": "widgets.lab",

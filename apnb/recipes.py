@@ -415,17 +415,17 @@ class Recipe:
                 else f"Between 10 % and 75 % of the steps the masks are chosen anew {b.updates} times"
                 + (f", on a {self.ramp} ramp" if self.schedule == "iterative" else "") + "; then they are fixed"
             )  # fmt: skip
-            lines = [f"Train for {b.epochs} epochs ({self.training_step}) and meanwhile remove {cut}.", when + "."]
+            lines = [f"Train for {_epochs(b.epochs)} ({self.training_step}) and meanwhile remove {cut}.", when + "."]
         elif self.pipeline == "after":
-            search = f" after a search of {b.search_epochs} epochs ({self.pruning_step})" if self.trains_search else ""
+            search = f" after a search of {_epochs(b.search_epochs)} ({self.pruning_step})" if self.trains_search else ""
             tune = (
                 "Do not train any further."
                 if self.finetuning == "none"
-                else f"Fine-tune what is left for {b.finetune_epochs} epochs in all ({self.finetuning})"
+                else f"Fine-tune what is left for {_epochs(b.finetune_epochs)} in all ({self.finetuning})"
                 + (", from the pretrained weights each time." if self.rewind else ".")
             )
             lines = [
-                f"Train the dense network for {b.epochs} epochs ({self.pretraining}).",
+                f"Train the dense network for {_epochs(b.epochs)} ({self.pretraining}).",
                 f"Remove {cut}{search}{rounds}.",
                 tune,
             ]
@@ -433,18 +433,22 @@ class Recipe:
             search = (
                 "Score the untrained network."
                 if self.pruning_step == "none"
-                else f"Search for the mask from a random start, {b.search_epochs} epochs in all ({self.pruning_step})."
+                else f"Search for the mask from a random start, {_epochs(b.search_epochs)} in all ({self.pruning_step})."
             )
             back = "Go back to the first weights" if self.rewind else "Keep the weights reached"
             train = (
                 "Do not train any further."
                 if self.training_step == "none"
-                else f"{back} and train what is left for {b.epochs} epochs ({self.training_step})."
+                else f"{back} and train what is left for {_epochs(b.epochs)} ({self.training_step})."
             )
             lines = [search, f"Remove {cut}{rounds}.", train]
         n = "all" if b.points is None else f"{b.points}"
         lines.append(f"Attack {n} test images and count those that stand.")
         return "\n".join(f"{i}. {line}" for i, line in enumerate(lines, 1))
+
+
+def _epochs(n: int) -> str:
+    return f"{n} epoch" if n == 1 else f"{n} epochs"
 
 
 _FIELD_DEFAULTS = {f.name: f.default for f in dataclasses.fields(Recipe)}

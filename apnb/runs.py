@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import json
 import platform
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -26,7 +28,7 @@ from apnb.masks import Masks, Sparsity, Target, account
 from apnb.mechanisms import FixedMasks, Params, Progress
 from apnb.objectives import Objective, evaluating, objective
 from apnb.recipes import Recipe, budget
-from apnb.store import FORMAT, Store, digest, load_tree, save_tree, write_json
+from apnb.store import FORMAT, Store, digest, load_tree, row_of, save_tree, write_json
 from apnb.training import Model, accuracy, bake_, bf16_body, bf16_units, sgd
 
 if TYPE_CHECKING:
@@ -160,8 +162,6 @@ class Runner:
 
     def copy_of(self, state: Mapping[str, Tensor]) -> nn.Module:
         """Another network with this state, in evaluation mode: a teacher."""
-        import copy
-
         other = copy.deepcopy(self.net)
         other.load_state_dict(state)
         return other.eval()
@@ -375,8 +375,6 @@ class Run:
 
     def row(self) -> dict:
         """The run and its evaluation as one flat row of the table."""
-        from apnb.store import row_of
-
         return row_of(self.summary, self.evaluation.summary() if self.evaluation else {})
 
 
@@ -407,8 +405,6 @@ def open_run(key: str, *, network: Any = None, store: str | Path | Store | None 
     Raises:
         Invalid: no such run, or a damaged one.
     """
-    import json
-
     store = store if isinstance(store, Store) else Store(store)
     summary = store.summary(key)
     folder = store.run_folder(summary["key"])

@@ -93,15 +93,17 @@ def bf16_units(device: torch.device | str) -> bool:
 
 
 @contextmanager
-def bf16_body(net: nn.Module, ends: tuple[str, ...], device_type: str, enabled: bool = True) -> Iterator[None]:
-    """bfloat16 autocast inside the network, with the modules named in ``ends`` (stem and classifier) kept in float32.
+def bf16_body(net: nn.Module, ends: tuple[str, str], device_type: str, enabled: bool = True) -> Iterator[None]:
+    """bfloat16 autocast inside the network, with the modules named in ``ends`` (stem, classifier) kept in float32.
 
     The ends matter: bfloat16 spacing near 1 is 2^-8, half of a perturbation of 8/255 would be rounded away at the input, and
-    logits lose the differences that gradients are made of. Only the network's own forward runs under autocast.
+    logits lose the differences that gradients are made of. What leaves the stem is rounded, so that a residual stream that
+    starts there is carried in bfloat16 too. Only the network's own forward runs under autocast.
     """
     if not enabled:
         yield
         return
+    stem, classifier = (net.get_submodule(name) for name in ends)
     with ExitStack() as undo:
         scopes: list[Any] = []
 
@@ -114,11 +116,12 @@ def bf16_body(net: nn.Module, ends: tuple[str, ...], device_type: str, enabled: 
 
             return hook
 
-        def leave(module: nn.Module, args: tuple, out: Tensor) -> None:
+        def leave(module: nn.Module, args: tuple, out: Tensor) -> Tensor | None:
             scopes.pop().__exit__(None, None, None)
+            return out.bfloat16() if module is stem is not classifier and isinstance(out, Tensor) else None
 
-        for module, on in [(net, True), *((net.get_submodule(name), False) for name in ends)]:
-            undo.callback(module.register_forward_pre_hook(enter(on)).remove)
+        for module in dict.fromkeys((net, stem, classifier)):
+            undo.callback(module.register_forward_pre_hook(enter(module is net)).remove)
             undo.callback(module.register_forward_hook(leave, always_call=True).remove)
         yield
 

@@ -142,7 +142,7 @@ def test_subsets_depend_on_the_seed(digits):
     for bad in (501, 0, -1, 2.5, True):
         with pytest.raises(Invalid, match="whole number from 1 to 500"):
             subset(digits.test, bad)
-    with pytest.raises(Invalid, match="no kind of subset"):
+    with pytest.raises(Invalid, match="no way to draw points"):
         subset(digits.test, 10, how="best")
 
 

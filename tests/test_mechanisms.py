@@ -247,7 +247,7 @@ def test_admm_projects_onto_the_allowed_units_and_adds_up_the_residuals(locality
         masks = t.select({n: x.abs() for n, x in v.items()})
         for n in SIZES:
             assert torch.equal(mechanism.Z[n], v[n] * masks[n])
-            trail[n] = trail[n] + (params[n].detach() - v[n] * masks[n])  # U: the sum of W - Z so far
+            trail[n] = (trail[n] + params[n].detach() - v[n] * masks[n]) / 2.0  # U: W - Z summed, rescaled as rho doubles
             torch.testing.assert_close(mechanism.U[n], trail[n], rtol=1e-6, atol=1e-7)
         kept = {n: int((mechanism.Z[n] != 0).sum()) for n in SIZES}
         if locality == "global":

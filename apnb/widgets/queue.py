@@ -236,7 +236,8 @@ def stage_weights(recipe: Recipe) -> dict[str, float]:
     """Stage -> its share of a run's work, by epochs; together 1."""
     b = budget(recipe.budget)
     rounds = b.rounds if recipe.schedule == "iterative" else 1
-    search = b.search_epochs if recipe.trains_search else 0
+    searches = recipe.trains_search or (recipe.pipeline == "before" and recipe.pruning_step != "none")
+    search = b.search_epochs if searches else 0
     epochs: dict[str, float] = {}
     if recipe.pipeline == "after":
         epochs["pretraining"] = b.epochs
