@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from apnb.errors import Invalid
+from apnb.paths import PACKAGE, shipped
 
 STORE = Annotated[Path | None, "Folder of runs (default: APNB_HOME, else the user's data folder)."]
 JSON = Annotated[bool, "Print JSON for a script instead of a table."]
@@ -241,14 +242,17 @@ def lab(
     place = notebooks(folder)
     command = [
         sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={place}", f"--port={port}",
-        "--LabApp.default_url=/lab/tree/00_start_here.ipynb", "--LabApp.news_url=None",
-        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+        "--LabApp.default_url=/lab/tree/00_start_here.ipynb",
     ]  # fmt: skip
     if not browser:
         command.append("--no-browser")
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         command.append("--allow-root")  # in a container one is root, and the server listens on this machine only
-    return subprocess.call(command)
+    config = os.pathsep.join(p for p in (str(PACKAGE / "jupyter"), os.environ.get("JUPYTER_CONFIG_PATH")) if p)
+    environment = {**os.environ, "JUPYTER_CONFIG_PATH": config}  # no news and no update checks from elsewhere
+    if os.name == "posix":
+        os.execve(command[0], command, environment)  # so that a signal reaches the server itself
+    return subprocess.call(command, env=environment)
 
 
 def doctor(store: STORE = None, json_: JSON = False) -> int:
@@ -416,8 +420,6 @@ def use_threads(asked: int, network: str) -> int:
 def notebooks(folder: Path | None) -> Path:
     """The folder of notebooks to work in: a checkout's own, or a copy of those in the package (files there are kept)."""
     import shutil
-
-    from apnb.paths import PACKAGE, shipped
 
     source = shipped("notebooks")
     if folder is None and source.parent != PACKAGE:
