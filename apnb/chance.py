@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import torch
 
-_TURN = threading.Lock()
+_TURN = threading.RLock()  # a network's factory may build networks itself
 
 
 def generator(*parts: object, device: str | torch.device = "cpu") -> torch.Generator:

@@ -35,9 +35,12 @@ def demo(
     store: STORE = None,
 ) -> int:
     """Prune, attack, plot: three recipes at four sparsities on the embedded data set, from nothing to a curve."""
-    from apnb import plots, sweeps
+    from apnb import datasets, plots, sweeps
+    from apnb.evaluation import check_points
     from apnb.recipes import Recipe
 
+    plots.writable(out)
+    check_points(n, datasets.load("digits"))
     cells = [
         {"pipeline": "after", "structure": "weights", "locality": "global", "criterion": "lwm"},
         {"pipeline": "before", "structure": "weights", "locality": "local", "criterion": "lis"},
@@ -50,6 +53,8 @@ def demo(
     with sweeps.workers(workers) as pool:
         runs = sweeps.sweep(recipes, pool, store=store, n=n, device="cpu", progress=told)
     frame = runs.frame()
+    if frame.empty:
+        return failures(runs.failed)
     show(
         result_rows(frame),
         title=f"digits, eps 0.15: robust accuracy is an upper bound, found by AutoAttack on n = {n} test images",
@@ -97,7 +102,9 @@ def run(
         training_step=training_step, budget=budget, seed=seed, objective=objective,
     )  # fmt: skip
     if plan:
-        print(recipe.plan(64 if data == "digits" else 3072))
+        from apnb import datasets
+
+        print(recipe.plan(datasets.pixels(data)))
         return 0
     from apnb.runs import run as carry_out
 
@@ -130,9 +137,13 @@ def sweep(
 
     from apnb import sweeps
 
+    if out is not None:
+        from apnb import plots
+
+        plots.writable(out)
     options = sweeps.read_sweep(file)
     recipes = options.pop("recipes")
-    each = use_threads(threads, options.get("network", "cnn"))
+    each = use_threads(threads, options.get("network", "cnn"), workers)
     with sweeps.workers(workers, each) if workers > 1 else nullcontext() as pool:
         runs = sweeps.sweep(recipes, pool, store=store, device=device, progress=told, **options)
     frame = runs.frame()
@@ -142,8 +153,6 @@ def sweep(
     else:
         show(result_rows(frame))
     if out is not None and len(frame):
-        from apnb import plots
-
         plots.save(plots.robustness_sparsity(frame), out)
         note(f"the curve: {out}")
     return failures(runs.failed)
@@ -164,23 +173,31 @@ def evaluate(
 ) -> int:
     """Attack a network and count what stands, with an interval."""
     from apnb import datasets, networks
-    from apnb.evaluation import evaluate_stream
-    from apnb.runs import open_run, pick_device
+    from apnb.devices import pick_device
+    from apnb.errors import choose
+    from apnb.evaluation import MODES, check_points, evaluate_stream
+    from apnb.runs import open_run, stored_evaluation
+    from apnb.store import Store
 
+    options = {
+        "n": n, "attacks": choose(attacks, MODES, "attack mode"), "subset": choose(subset, datasets.SUBSETS, "way to draw points"),
+        "seed": seed, "device": pick_device(device),
+    }  # fmt: skip
     if ":" in what:
         dataset = datasets.load(data or "digits", eps=eps)
         use_threads(threads, what)
         model = networks.build(what, channels=dataset.channels, classes=dataset.classes)
+        events = evaluate_stream(model, dataset, **options)
     else:
         found = open_run(what, store=store)
-        model = found.model
-        dataset = datasets.load(data or found.summary["data"], eps=eps or found.summary["eps"])
+        if (data := data or found.summary["given"]["data"]) is None:
+            raise Invalid(f"run {found.key[:12]} was made with data given as an object; name them with --data")
+        dataset = datasets.load(data, eps=found.summary["eps"] if eps is None else eps)
         use_threads(threads, found.summary["network"])
-    networks.layers(model, dataset.sample())
+        check_points(n, dataset)
+        events = stored_evaluation(Store(store), found.key, found.model, dataset, **options)
     with Watch() as watch:
-        report = watch.follow(
-            evaluate_stream(model, dataset, n=n, attacks=attacks, subset=subset, seed=seed, device=pick_device(device))
-        )
+        report = watch.follow(events)
     if json_:
         print(json.dumps(report.summary(), indent=1))
     else:
@@ -263,8 +280,8 @@ def doctor(store: STORE = None, json_: JSON = False) -> int:
     import torch
 
     from apnb import taxonomy
+    from apnb.devices import bf16_units
     from apnb.store import Store
-    from apnb.training import bf16_units
 
     def version(package: str) -> str:
         try:
@@ -338,7 +355,8 @@ def runs_show(key: Annotated[str, "A run's key or the beginning of it."], store:
         print(f"{e['attacks']}, eps {e['eps']:.4g}: clean {e['clean']:.1%}, robust at most {e['robust']:.1%} "
               f"[{e['low']:.1%}, {e['high']:.1%}], n = {e['n']}")  # fmt: skip
     print(f"{summary['seconds']:.0f} s on {summary['device']}, torch {summary['versions']['torch']}\n")
-    print(Recipe.from_dict(summary["recipe"]).code(summary["network"], summary["data"]))
+    given = summary["given"]
+    print(Recipe.from_dict(summary["recipe"]).code(summary["network"], given["data"] or summary["data"], given["eps"]))
     return 0
 
 
@@ -351,6 +369,14 @@ def runs_rm(keys: Annotated[list[str], "Keys, or beginnings of keys."], store: S
     for key in dict.fromkeys(chosen):
         place.remove(key)
         print(f"removed {key}")
+    return 0
+
+
+def runs_clean(store: STORE = None) -> int:
+    """Remove what can be computed again: shared stages, snapshots, remains of killed runs. Finished runs stay."""
+    from apnb.store import Store
+
+    print(f"{Store(store).clean() / 1e6:.1f} MB freed; the finished runs are still there")
     return 0
 
 
@@ -379,7 +405,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "demo": demo, "lab": lab, "run": run, "sweep": sweep, "evaluate": evaluate, "methods": methods, "doctor": doctor,
 }  # fmt: skip
 RUNS: dict[str, Callable[..., int]] = {
-    "list": runs_list, "show": runs_show, "rm": runs_rm, "export": runs_export, "import": runs_import,
+    "list": runs_list, "show": runs_show, "rm": runs_rm, "clean": runs_clean, "export": runs_export, "import": runs_import,
 }  # fmt: skip
 
 
@@ -408,11 +434,13 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def use_threads(asked: int, network: str) -> int:
-    """Set torch's threads: small networks run best on one core, large ones on all."""
+def use_threads(asked: int, network: str, processes: int = 1) -> int:
+    """Set torch's threads: small networks run best on one core, large ones on all, shared by the processes."""
     from apnb.sweeps import set_threads
 
-    n = asked if asked > 0 else 1 if network in ("cnn", "resnet8") else cores()
+    if asked < 0:
+        raise Invalid(f"threads must be 0 (choose for me) or more, got {asked}")
+    n = asked if asked > 0 else 1 if network in ("cnn", "resnet8") else max(1, cores() // max(1, processes))
     set_threads(n)
     return n
 
@@ -553,7 +581,7 @@ def parameters(function: Callable) -> Iterable[tuple[inspect.Parameter, Any, str
 
 def call(argv: list[str]) -> int:
     """Parse and run; returns the exit status. Raises Invalid for what the command itself refuses."""
-    sys.path.insert(0, os.getcwd())  # so that package:factory finds a module beside the caller
+    sys.path.append(os.getcwd())  # so that package:factory finds a module beside the caller
     try:
         import typer
     except ImportError:
@@ -585,6 +613,8 @@ def _run(app: Any, argv: list[str]) -> int:
         if hasattr(error, "format_message"):
             path = getattr(getattr(error, "ctx", None), "command_path", "apnb")
             raise Invalid(f"{error.format_message().rstrip('.')}; see '{path} --help'") from None
+        if isinstance(error, OSError):
+            raise
         if type(error).__name__ == "Abort" or getattr(error, "exit_code", None) == 130:
             raise KeyboardInterrupt from None
         if hasattr(error, "exit_code"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from apnb import datasets
 from apnb.attacks import autoattack as aa
 from apnb.attacks.pgd import pgd
 from apnb.chance import generator
+from apnb.devices import pick_device
 from apnb.errors import Invalid, choose
 from apnb.events import Attacked, Event
 
@@ -137,16 +139,27 @@ class Evaluation:
         return cls(**{**tree, "broken_by": tuple(tree["broken_by"]), "warnings": tuple(tree["warnings"])})
 
 
+_TF32 = threading.Lock()
+_USERS: list[int] = []
+_BEFORE: list[bool] = []
+
+
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
     """float32 means float32: no autocast, no TF32."""
-    matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    with _TF32:  # a switch of the whole process: the first user turns it off, the last one puts it back
+        if not _USERS:
+            _BEFORE[:] = [torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32]
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        _USERS.append(1)
     try:
         with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
             yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
+        with _TF32:
+            _USERS.pop()
+            if not _USERS:
+                torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = _BEFORE
 
 
 @torch.no_grad()
@@ -174,8 +187,12 @@ def _checked(net: nn.Module, x: Tensor, classes: int) -> None:
         raise Invalid(
             f"images must lie in [0, 1], these run from {float(x.min()):.3g} to {float(x.max()):.3g}; put normalisation inside the network"
         )
-    with torch.no_grad(), full_precision():
-        a, b = net(x[:32]), net(x[:32])
+    try:
+        with torch.no_grad(), full_precision():
+            a, b = net(x[:32]), net(x[:32])
+    except RuntimeError as error:
+        shape, reason = ", ".join(map(str, x.shape[1:])), str(error).splitlines()[0]
+        raise Invalid(f"the network cannot take images of shape (N, {shape}): {reason}") from None
     if not isinstance(a, Tensor) or a.ndim != 2 or a.shape[1] < 2:
         shape = tuple(a.shape) if isinstance(a, Tensor) else type(a).__name__
         raise Invalid(f"a network must return logits of shape (N, classes) with at least 2 classes, this one returned {shape}")
@@ -211,10 +228,12 @@ def evaluate_stream(
     device: str | torch.device | None = None,
 ) -> Iterator[Event]:
     """`evaluate` as a stream: an `Attacked` event after every batch; the generator returns the `Evaluation`."""
-    attacks = choose(attacks, MODES, "attack mode")
+    if not isinstance(model, nn.Module):
+        raise Invalid(f"evaluate takes a torch.nn.Module, got {type(model).__name__}; of a run give run.model")
+    attacks, subset = choose(attacks, MODES, "attack mode"), choose(subset, datasets.SUBSETS, "way to draw points")
     dataset = datasets.points(data, eps=eps)
     started = time.perf_counter()
-    device = torch.device(device or next((p.device for p in model.parameters()), "cpu"))
+    device = pick_device(device if device is not None else next((p.device for p in model.parameters()), "cpu"))
     check_points(n, dataset)
     index = torch.arange(len(dataset.test)) if n is None else datasets.subset(dataset.test, n, how=subset, seed=seed)
     x, y = dataset.test.images(index).to(device), dataset.test.y[index].to(device)
@@ -250,6 +269,7 @@ def evaluate_stream(
             try:
                 with full_precision():
                     x_adv = engine[name](x[part], y[part])
+                broken = part[verify(net, x[part], y[part], x_adv, dataset.eps)]
             except torch.cuda.OutOfMemoryError:
                 if batch == 1:
                     raise Invalid("the GPU has no room for a single image; use --device cpu or a smaller network") from None
@@ -257,9 +277,8 @@ def evaluate_stream(
                 batch = max(1, batch // 2)
                 notes.append(f"the GPU ran out of memory: attacked in batches of {batch}")
                 continue
-            broken = part[verify(net, x[part], y[part], x_adv, dataset.eps)]
             robust[broken] = False
-            where = {int(p): i for i, p in enumerate(part)}
+            where = {p: i for i, p in enumerate(part.tolist())}
             for i in broken.tolist():
                 broken_by[i] = name
                 if len(kept) < 32:

@@ -272,7 +272,7 @@ class Dynamic(Mechanism):
         if self.statistic is not None and not self.fixed:
             for n in self.names:
                 value = self.statistic(at.params[n].detach(), at.params[n].grad)
-                self.sums[n] = self.sums[n] + value if n in self.sums else value
+                self.sums[n] = self.sums[n] + value if n in self.sums else value.contiguous()
             self.seen += 1
         optimizer.step()
         if (done := at.step + 1) in self.plan:

@@ -240,29 +240,40 @@ def _call(name: str, channels: int, classes: int) -> nn.Module:
 def identity(network: str | nn.Module, *, channels: int = 3, classes: int = 10) -> str | dict:
     """What a network is, as JSON, for the key of a stored run.
 
-    A name in `NETWORKS` stands for itself. "package:factory" comes with a SHA-256 over the structure of the network that it makes
-    (``channels`` and ``classes`` as in `build`) and the names and shapes of its state. A module comes with its class and a
-    SHA-256 over its structure and the names, shapes and bytes of its parameters and buffers. The structure is the module's
-    ``repr``: two networks with equal weights but another stride or activation are different networks.
+    A name in `NETWORKS` stands for itself. "package:factory" and a module come with a SHA-256 over the structure of the network
+    (for a factory: as made with ``channels``, ``classes`` and seed 0), the source of the classes it is made of, and the names,
+    shapes and bytes of its parameters and buffers: another stride, activation or ``forward``, or other weights, make another
+    network. What a ``forward`` calls outside its class is not seen.
     """
     if isinstance(network, str) and network in NETWORKS:
         return network
     if isinstance(network, nn.Module):
         kind = type(network)
-        return {"class": f"{kind.__module__}.{kind.__qualname__}", "sha256": _digest(network, contents=True)}
-    return {"factory": network, "sha256": _digest(build(network, channels=channels, classes=classes), contents=False)}
+        return {"class": f"{kind.__module__}.{kind.__qualname__}", "sha256": _digest(network)}
+    return {"factory": network, "sha256": _digest(build(network, channels=channels, classes=classes))}
 
 
-def _digest(net: nn.Module, contents: bool) -> str:
+def _digest(net: nn.Module) -> str:
     digest = hashlib.sha256(re.sub(r"0x[0-9a-fA-F]+", "", repr(net)).encode())  # the repr of a function holds its address
     tensors = dict(net.state_dict())
     tensors.update(net.named_buffers())  # normalisation is in no state_dict, yet belongs to the network
     for name, tensor in tensors.items():
         if isinstance(tensor, Tensor):
             digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            if contents:
-                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    for kind in dict.fromkeys(type(module) for module in net.modules()):
+        if not kind.__module__.startswith("torch."):
+            digest.update(_source(kind))
     return digest.hexdigest()
+
+
+def _source(kind: type) -> bytes:
+    """What a class does: its source, or, where that cannot be had, the code of its forward pass."""
+    try:
+        return inspect.getsource(kind).encode()
+    except (OSError, TypeError):
+        code = getattr(kind.forward, "__code__", None)
+        return code.co_code + repr(code.co_consts).encode() if code else kind.__qualname__.encode()
 
 
 # -------------------------------------------------------------------------------------------------------------------- layers
@@ -283,7 +294,7 @@ class Layer:
     groups: int  # of the convolution; 1 for a linear layer
 
 
-def layers(net: nn.Module, sample: Tensor) -> tuple[Layer, ...]:
+def layers(net: nn.Module, sample: Tensor, classes: int = 2) -> tuple[Layer, ...]:
     """The layers of ``net`` that can be pruned, in execution order.
 
     ``sample``: float images (N, C, H, W) of the size that the network is meant for; two are enough. A copy of the network is run
@@ -291,7 +302,7 @@ def layers(net: nn.Module, sample: Tensor) -> tuple[Layer, ...]:
     nn.Linear counts; other layers with weights (1-d, 3-d and transposed convolutions, normalisation) stay dense.
 
     Raises `Invalid` where pruning would be ill-defined: nothing to prune, a module with weights called twice or never, a
-    parameter under two names, a computed weight, a forward pass that fails or whose output is not (N, classes).
+    parameter under two names, a computed weight, a forward pass that fails or whose output is not (N, ``classes`` or more).
     """
     if sample.ndim != 4 or len(sample) == 0:
         raise Invalid(f"a sample of shape {tuple(sample.shape)} is no batch of images; expected (N, C, H, W)")
@@ -336,7 +347,7 @@ def layers(net: nn.Module, sample: Tensor) -> tuple[Layer, ...]:
             module.register_forward_hook(after(name))
 
     device = next(net.parameters()).device
-    with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.no_grad(), borrowed(device):
         try:
             with watch:
                 output = net(sample.to(device))
@@ -353,8 +364,8 @@ def layers(net: nn.Module, sample: Tensor) -> tuple[Layer, ...]:
         if name not in calls:
             raise Invalid(f"{name} is never used in a forward pass, so its weights cannot be scored; remove it from the network")
     shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-    if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(sample) or output.shape[1] < 2:
-        raise Invalid(f"{type(net).__name__} returns {shape}, expected logits (N, classes) = ({len(sample)}, 2 or more)")
+    if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(sample) or output.shape[1] < classes:
+        raise Invalid(f"{type(net).__name__} returns {shape}, expected logits (N, classes) = ({len(sample)}, {classes} or more)")
 
     found = []
     order = [name for name in calls if name in modules]

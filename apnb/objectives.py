@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
 Objective = Callable[..., tuple[Tensor, Tensor]]
 
-ADVERSARIAL = ("fgsm", "fast_at", "pgd_at", "trades", "mart")
-OBJECTIVES = ("natural", *ADVERSARIAL, "kd")
-
 
 @contextmanager
 def evaluating(net: nn.Module) -> Iterator[None]:
@@ -39,7 +36,7 @@ def evaluating(net: nn.Module) -> Iterator[None]:
 
 
 def objective(key: str, *, eps: float, steps: int, generator: torch.Generator, teacher: nn.Module | None = None) -> Objective:
-    """The objective named ``key`` (one of `OBJECTIVES`).
+    """The objective named ``key`` (one of `apnb.recipes.TRAINABLE`).
 
     Args:
         eps: radius of the training attack in the units of the images.

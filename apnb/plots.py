@@ -7,6 +7,7 @@ eyes), structure, locality and schedule give the marker, the criterion gives the
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Mapping
 from itertools import pairwise
@@ -100,9 +101,9 @@ def robustness_sparsity(frame: pd.DataFrame, *, title: str | None = None) -> go.
     frame = _evaluated(frame)
     eps, attacks, data = (_only(frame, column) for column in ("eps", "attacks", "data"))
     varying = [c for c in ("network", "budget", "train_eps") if frame[c].nunique() > 1]
-    groups = sorted(frame.groupby(["label", *varying], sort=True), key=lambda g: (g[0][0] == "dense", g[0]))
-    lines = [(key, rows) for key, rows in groups if key[0] != "dense"]
-    dense = [(key, rows) for key, rows in groups if key[0] == "dense"]
+    groups = sorted(frame.groupby(["label", *varying], sort=True), key=lambda g: (_is_dense(g[0][0]), g[0]))
+    lines = [(key, rows) for key, rows in groups if not _is_dense(key[0])]
+    dense = [(key, rows) for key, rows in groups if _is_dense(key[0])]
     asked = sorted({float(s) for s in frame["sparsity"] if s > 0})
     low, high = (asked[0] * 100 - 3, asked[-1] * 100 + 3) if asked else (0.0, 100.0)
 
@@ -158,6 +159,10 @@ def _evaluated(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.sort_values("n", kind="stable").drop_duplicates(["key", "eps", "attacks"], keep="last").sort_index()
 
 
+def _is_dense(label: str) -> bool:
+    return label.split("/")[0] == "dense"
+
+
 def _only(frame: pd.DataFrame, column: str) -> Any:
     values = sorted(frame[column].unique())
     if len(values) > 1:
@@ -167,9 +172,15 @@ def _only(frame: pd.DataFrame, column: str) -> Any:
 
 
 def _seeds(rows: pd.DataFrame) -> int:
-    """The largest number of runs that share a line and a sparsity, if it is more than one, else 0."""
-    most = int(rows.groupby([c for c in ("label", "sparsity", "network", "budget", "train_eps") if c in rows]).size().max())
-    return most if most > 1 else 0
+    """The largest number of seeds at one sparsity of a line, if it is more than one, else 0."""
+    groups = rows.groupby([c for c in ("label", "sparsity", "network", "budget", "train_eps") if c in rows])
+    runs, seeds = int(groups.size().max()), int(groups["seed"].nunique().max())
+    if runs > seeds:
+        raise Invalid(
+            f"{rows['label'].iloc[0]} stands {runs} times at one sparsity with {seeds} seeds: the runs differ in something that the "
+            "table does not name (numbers of a custom budget, say); give the budgets names, or draw them in separate figures"
+        )
+    return runs if runs > 1 else 0
 
 
 def _name(key: tuple, varying: list[str], rows: pd.DataFrame) -> str:
@@ -495,6 +506,22 @@ def renderer() -> str:
     return pio.renderers.default
 
 
+def writable(path: str | Path) -> Path:
+    """A path that a figure can be written to, checked before the work that leads to it.
+
+    Raises:
+        Invalid: another ending than .html, .png or .svg, no such folder, a folder itself, or no permission.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (".html", ".png", ".svg"):
+        raise Invalid(f"cannot write a figure as {path.name!r}; give a name that ends in .html, .png or .svg")
+    if not path.parent.is_dir():
+        raise Invalid(f"there is no folder {path.parent}; make it first")
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise Invalid(f"cannot write {path}: {'it is a folder' if path.is_dir() else 'no permission'}; choose another place")
+    return path
+
+
 def save(figure: go.Figure, path: str | Path, *, plotlyjs: bool | str = True) -> Path:
     """Write a figure: .html (interactive), .png or .svg.
 
@@ -506,14 +533,13 @@ def save(figure: go.Figure, path: str | Path, *, plotlyjs: bool | str = True) ->
     Raises:
         Invalid: another ending, a folder that does not exist, or no browser to draw a picture with.
     """
-    path = Path(path)
+    path = writable(path)
     kind = path.suffix.lower()
-    if kind not in (".html", ".png", ".svg"):
-        raise Invalid(f"cannot write a figure as {path.name!r}; give a name that ends in .html, .png or .svg")
-    if not path.parent.is_dir():
-        raise Invalid(f"there is no folder {path.parent}; make it first")
     if kind == ".html":
-        figure.write_html(path, include_plotlyjs=plotlyjs)
+        try:
+            figure.write_html(path, include_plotlyjs=plotlyjs)
+        except OSError as error:
+            raise Invalid(f"cannot write {path}: {error.strerror or error}; choose another place") from None
         return path
     if not _browser():
         raise Invalid(

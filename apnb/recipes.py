@@ -209,8 +209,8 @@ class Recipe:
         put("locality", _word(self.locality, LOCALITIES, "locality"))
         put("criterion", _word(self.criterion, (*CRITERIA, CONTROL), "criterion"))
         put("sparsity", check_sparsity(self.sparsity))
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise Invalid(f"the seed must be a whole number of at least 0, got {self.seed!r}")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
+            raise Invalid(f"the seed must be a whole number from 0 to 2**63 - 1, got {self.seed!r}")
         if not isinstance(self.budget, Budget):
             put("budget", choose(self.budget, BUDGETS, "budget"))
         self._check_bcs()
@@ -331,8 +331,11 @@ class Recipe:
             extra.append("not rewound")
         if self.ramp == "linear":
             extra.append("linear")
-        if self.sparsity == 0:
-            return "dense"
+        trained = (self.pretraining, self.pruning_step, self.finetuning, self.training_step)
+        other = dict.fromkeys(o for o in trained if o not in (None, "none", "pgd_at"))
+        if self.sparsity == 0 and self.pipeline == "after" and self.finetuning == "none":
+            return "/".join(("dense", *other))
+        extra += other
         return "/".join((self.pipeline, self.structure, self.locality, self.criterion.upper(), *extra))
 
     def to_dict(self) -> dict[str, Any]:
@@ -379,7 +382,7 @@ class Recipe:
             raise Invalid(f"not a recipe: expected a JSON object, got {type(data).__name__}")
         return cls.from_dict(data)
 
-    def code(self, network: object = "cnn", data: object = "digits") -> str:
+    def code(self, network: object = "cnn", data: object = "digits", eps: float | None = None) -> str:
         """The Python that runs it, with only what differs from the defaults."""
         plain = Recipe(**self.cell._asdict())
         parts = [f"{k}={v!r}" for k, v in self.cell._asdict().items() if k == "pipeline" or v != _FIELD_DEFAULTS.get(k)]
@@ -388,7 +391,10 @@ class Recipe:
             if f.name not in Cell._fields and value != getattr(plain, f.name):
                 parts.append(f"{f.name}={('apnb.' + repr(value)) if isinstance(value, Budget) else repr(value)}")
         inner = ", ".join(parts)
-        return f"import apnb\n\nrecipe = apnb.Recipe({inner})\nrun = apnb.run(recipe, network={network!r}, data={data!r})\n"
+        radius = "" if eps is None else f", eps={eps!r}"
+        return (
+            f"import apnb\n\nrecipe = apnb.Recipe({inner})\nrun = apnb.run(recipe, network={network!r}, data={data!r}{radius})\n"
+        )
 
     def plan(self, pixels: int = 64) -> str:
         """What will happen, in words; numbers from the budget for images of ``pixels`` values."""
@@ -442,6 +448,8 @@ class Recipe:
                 else f"{back} and train what is left for {_epochs(b.epochs)} ({self.training_step})."
             )
             lines = [search, f"Remove {cut}{rounds}.", train]
+        if b.images is not None:
+            lines[0] += f" Training sees {b.images} images."
         n = "all" if b.points is None else f"{b.points}"
         lines.append(f"Attack {n} test images and count those that stand.")
         return "\n".join(f"{i}. {line}" for i, line in enumerate(lines, 1))

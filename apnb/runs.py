@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import platform
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -21,6 +20,7 @@ from apnb import datasets, networks, pipelines
 from apnb.attacks.pgd import pgd
 from apnb.chance import generator
 from apnb.datasets import Batches, Dataset, Split
+from apnb.devices import bf16_units, pick_device
 from apnb.errors import Invalid, choose
 from apnb.evaluation import MODES, Evaluation, check_points, evaluate_stream
 from apnb.events import Batch, Done, Epoch, Event, Finished, Pruned, Restored, Resumed, Waiting
@@ -28,29 +28,13 @@ from apnb.masks import Masks, Sparsity, Target, account
 from apnb.mechanisms import FixedMasks, Params, Progress
 from apnb.objectives import Objective, evaluating, objective
 from apnb.recipes import Recipe, budget
-from apnb.store import FORMAT, Store, digest, load_tree, row_of, save_tree, write_json
-from apnb.training import Model, accuracy, bake_, bf16_body, bf16_units, sgd
+from apnb.store import FORMAT, Damaged, Store, digest, load_tree, row_of, save_tree, write_json
+from apnb.training import Model, accuracy, bake_, bf16_body, sgd
 
 if TYPE_CHECKING:
     import pandas as pd
 
 PRECISIONS = ("auto", "fp32", "bf16")
-
-
-def pick_device(device: str | torch.device | None = None) -> torch.device:
-    """The device asked for, or CUDA if there is one, or the CPU.
-
-    Raises:
-        Invalid: a device that torch does not know or does not have.
-    """
-    if device in (None, "auto"):
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.empty(1, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise Invalid(f"no device {str(device)!r} here ({str(error).splitlines()[0]}); use --device cpu") from None
-    return chosen
 
 
 @dataclass(frozen=True)
@@ -93,23 +77,22 @@ class Runner:
         self.device = pick_device(device)
         self.store = (store if isinstance(store, Store) else Store(store)).ready()
         self.net = networks.build(network, channels=self.dataset.channels, classes=self.dataset.classes, seed=recipe.seed)
-        self.layers = networks.layers(self.net, self.dataset.sample())
+        self.layers = networks.layers(self.net, self.dataset.sample(), self.dataset.classes)
         self.network_name = network if isinstance(network, str) else type(network).__name__
         self.parameters = sum(p.numel() for p in self.net.parameters())
         self.target(recipe.sparsity).drop()  # refuse early what cannot be cut
         self.train = self._training_split()
-        check = self.dataset.validation.at(slice(0, self.budget.check))
-        self.check = (check.images().to(self.device), check.y.to(self.device)) if self.budget.check else None
+        self.check = self._check_images()
         identity = {
             "format": FORMAT,
             "network": networks.identity(network, channels=self.dataset.channels, classes=self.dataset.classes),
-            "data": [self.dataset.name, self.dataset.fingerprint, self.dataset.augment],
+            "data": [self.dataset.name, self.dataset.fingerprint, self.dataset.augment, self.dataset.classes],
             "eps": self.eps,
             "seed": recipe.seed,
             "budget": self.budget.training(),
         }
-        spelled = {k: v for k, v in recipe.to_dict().items() if k != "budget"}
-        self.key = digest([identity, spelled])
+        self.key = digest([identity, recipe.to_dict() | {"budget": dataclasses.asdict(self.budget)}])
+        self._given = {"data": _spelled(data), "eps": eps}
         self._stage_key = digest(identity)
         self.rows: list[dict] = []
         self.seconds = 0.0
@@ -117,6 +100,14 @@ class Runner:
         self.snapshot_every = (0.0 if self.device.type == "cuda" else 5.0) if snapshot_every is None else snapshot_every
         wide = self.precision == "bf16" or self.device.type == "cuda"
         self.net.to(self.device, memory_format=torch.channels_last if wide else torch.preserve_format)
+
+    def _check_images(self) -> tuple[Tensor, Tensor] | None:
+        """Validation images on which a run measures itself, drawn from all classes; None if the budget wants none."""
+        split, wanted = self.dataset.validation, min(self.budget.check, len(self.dataset.validation))
+        if not wanted:
+            return None
+        chosen = split.at(datasets.subset(split, wanted, seed=0))
+        return chosen.images().to(self.device), chosen.y.to(self.device)
 
     def _training_split(self) -> Split:
         split, wanted = self.dataset.train, self.budget.images
@@ -262,6 +253,12 @@ class Runner:
                 except StopIteration as end:
                     value = end.value
                     break
+                except torch.cuda.OutOfMemoryError:
+                    b = self.budget.batch
+                    raise Invalid(
+                        f"the GPU ran out of memory in {name!r} with batches of {b} images; batch norm depends on the batch, so it is "
+                        f"not changed silently: try a Budget with batch={max(1, b // 2)}"
+                    ) from None
                 event = dataclasses.replace(event, stage=name)
                 if not isinstance(event, Batch):
                     rows.append({"stage": name, "kind": event.kind, "step": event.step, "of": event.of, **event.metrics})
@@ -298,6 +295,7 @@ class Runner:
             "budget_numbers": dataclasses.asdict(self.budget),
             "network": self.network_name,
             "data": self.dataset.name,
+            "given": self._given,
             "channels": self.dataset.channels,
             "classes": self.dataset.classes,
             "fingerprint": self.dataset.fingerprint,
@@ -310,55 +308,80 @@ class Runner:
             "versions": {"apnb": _version(), "torch": torch.__version__, "python": platform.python_version()},
         }  # fmt: skip
 
-    def evaluation(self, attacks: str, n: int | None, subset: str, seed: int) -> Generator[Event, None, Evaluation]:
-        """The evaluation of the finished network, from the store if it was made before."""
-        points = len(self.dataset.test)
-        wanted = self.budget.points if n is None else n
-        wanted = None if wanted is None or wanted >= points else wanted
-        batch = 128 if self.device.type == "cpu" else 512
-        key = digest(
-            {
-                "attacks": attacks,
-                "mode": MODES[attacks],
-                "eps": self.eps,
-                "n": wanted,
-                "subset": subset,
-                "seed": seed,
-                "batch": batch,
-            }
-        )
-        folder = self.store.run_folder(self.key) / "evaluations"
-        if (folder / f"{key}.json").exists():
-            try:
-                return Evaluation.from_tree(load_tree(folder / f"{key}.tensors"))
-            except Invalid:
-                (folder / f"{key}.json").unlink()
-        report = yield from evaluate_stream(
-            self.net, self.dataset, n=wanted, attacks=attacks, subset=subset, seed=seed, batch=batch, device=self.device
-        )
-        save_tree(folder / f"{key}.tensors", report.to_tree())
-        write_json(folder / f"{key}.json", {"key": key, **report.summary()})
-        return report
+
+def stored_evaluation(
+    store: Store,
+    key: str,
+    model: nn.Module,
+    dataset: Dataset,
+    *,
+    n: int | None,
+    attacks: str,
+    subset: str,
+    seed: int,
+    device: torch.device,
+) -> Generator[Event, None, Evaluation]:
+    """The evaluation of a run's network on a data set at its eps: from the store if it was made before, else made and stored."""
+    n = None if n == len(dataset.test) else n
+    batch = 128 if device.type == "cpu" else 512
+    name = digest(
+        {"data": dataset.fingerprint, "attacks": [attacks, *MODES[attacks]], "eps": dataset.eps, "n": n, "subset": subset, "seed": seed,
+         "batch": batch}
+    )  # fmt: skip
+    folder = store.run_folder(key) / "evaluations"
+    if (folder / f"{name}.json").exists():
+        try:
+            return Evaluation.from_tree(load_tree(folder / f"{name}.tensors"))
+        except Damaged:
+            (folder / f"{name}.json").unlink(missing_ok=True)
+    report = yield from evaluate_stream(
+        model, dataset, n=n, attacks=attacks, subset=subset, seed=seed, batch=batch, device=device
+    )
+    save_tree(folder / f"{name}.tensors", report.to_tree())
+    write_json(folder / f"{name}.json", {"key": name, **report.summary()})
+    return report
+
+
+def _spelled(data: Any) -> str | None:
+    """How to name the data in another session: a name as it is, a path made whole, nothing for objects."""
+    if not isinstance(data, str):
+        return None
+    kind, colon, path = data.partition(":")
+    return f"{kind}:{Path(path).expanduser().resolve()}" if colon else data
 
 
 @dataclass(frozen=True)
 class Run:
-    """A recipe carried out.
+    """A recipe carried out. Tensors are read from the store when they are first asked for.
 
     Attributes:
         key: its name in the store. recipe. summary: what was recorded of it (budget, device, versions, seconds, ...).
-        model: the plain network with zeros where it was pruned, on the CPU, in evaluation mode.
-        masks: parameter name -> bool tensor of its shape, True = kept, as the method returned them.
-        evaluation: the `Evaluation` asked for, or None.
+        evaluation: the `Evaluation` asked for, or None. store: where it lies. network: the module it was made with, if one was given.
     """
 
     key: str
     recipe: Recipe
-    summary: dict
-    model: nn.Module
-    masks: Masks
-    evaluation: Evaluation | None
-    rows: list[dict] = dataclasses.field(repr=False, default_factory=list)
+    summary: dict = dataclasses.field(repr=False)
+    evaluation: Evaluation | None = None
+    store: Store | None = dataclasses.field(default=None, repr=False, compare=False)
+    network: nn.Module | None = dataclasses.field(default=None, repr=False, compare=False)
+
+    @cached_property
+    def _tree(self) -> dict:
+        try:
+            return load_tree(self.store.run_folder(self.key) / "network.tensors")
+        except Damaged as error:
+            raise Damaged(f"run {self.key} is damaged: {error}; remove it with 'apnb runs rm {self.key}'") from None
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The plain network with zeros where it was pruned, on the CPU, in evaluation mode."""
+        return _plain_network(self.network or self.summary["network"], self.summary, self._tree["net"])
+
+    @property
+    def masks(self) -> Masks:
+        """Parameter name -> bool tensor of its shape, True = kept, as the method returned them."""
+        return self._tree["masks"]
 
     @property
     def sparsity(self) -> Sparsity:
@@ -366,9 +389,14 @@ class Run:
         stored = self.summary["sparsity"]
         return Sparsity(**{**stored, "collapsed": tuple(stored["collapsed"]), "empty": tuple(stored["empty"])})
 
+    @cached_property
+    def rows(self) -> list[dict]:
+        """What happened, one dict for each epoch and each selection."""
+        return self.store.history(self.key)
+
     @property
     def history(self) -> pd.DataFrame:
-        """One row for each epoch and each selection: stage, kind, step, of, and what was measured."""
+        """`rows` as a DataFrame: stage, kind, step, of, and what was measured."""
         import pandas as pd
 
         return pd.DataFrame(self.rows)
@@ -396,7 +424,7 @@ def _plain_network(network: Any, summary: Mapping, state: Mapping[str, Tensor]) 
     return net.eval()
 
 
-def open_run(key: str, *, network: Any = None, store: str | Path | Store | None = None) -> Run:
+def open_run(key: str, *, network: nn.Module | None = None, store: str | Path | Store | None = None) -> Run:
     """A finished run from the store, with its newest evaluation.
 
     Args:
@@ -407,18 +435,16 @@ def open_run(key: str, *, network: Any = None, store: str | Path | Store | None 
     """
     store = store if isinstance(store, Store) else Store(store)
     summary = store.summary(key)
-    folder = store.run_folder(summary["key"])
-    tree = load_tree(folder / "network.tensors")
-    try:
-        rows = [json.loads(line) for line in (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError):
-        raise Invalid(
-            f"run {summary['key']} is damaged: history.jsonl cannot be read; remove it with 'apnb runs rm {summary['key']}'"
-        ) from None
-    found = store.evaluations(summary["key"])
-    report = Evaluation.from_tree(load_tree(folder / "evaluations" / f"{found[-1]['key']}.tensors")) if found else None
-    model = _plain_network(network or summary["network"], summary, tree["net"])
-    return Run(summary["key"], Recipe.from_dict(summary["recipe"]), summary, model, tree["masks"], report, rows)
+    run_ = Run(summary["key"], Recipe.from_dict(summary["recipe"]), summary, None, store, network)
+    run_.rows, run_._tree  # noqa: B018 - a damaged run is noticed here, not later
+    report = None
+    for found in reversed(store.evaluations(run_.key)):
+        try:
+            report = Evaluation.from_tree(load_tree(store.run_folder(run_.key) / "evaluations" / f"{found['key']}.tensors"))
+            break
+        except Damaged:
+            continue
+    return dataclasses.replace(run_, evaluation=report)
 
 
 def stream(
@@ -442,7 +468,7 @@ def stream(
     """
     if not isinstance(recipe, Recipe):
         raise Invalid(f"expected an apnb.Recipe, got {type(recipe).__name__}; make one with apnb.Recipe(pipeline=..., ...)")
-    attacks = choose(attacks, MODES, "attack mode")
+    attacks, subset = choose(attacks, MODES, "attack mode"), choose(subset, datasets.SUBSETS, "way to draw points")
     runner = Runner(
         recipe,
         network=network,
@@ -454,20 +480,23 @@ def stream(
         snapshot_every=snapshot_every,
     )
     check_points(n, runner.dataset)
-    choose(subset, datasets.SUBSETS, "way to draw points")
     yield from runner.training()
-    finished = _reopened(runner, network)
+    finished = _reopened(runner, network if isinstance(network, nn.Module) else None)
     report = None
     if evaluate:
-        report = yield from runner.evaluation(attacks, n, subset, seed=0)
-    yield Done(stage="done", run=dataclasses.replace(finished, evaluation=report))
+        wanted, points = runner.budget.points if n is None else n, len(runner.dataset.test)
+        report = yield from stored_evaluation(
+            runner.store, runner.key, runner.net, runner.dataset, n=None if wanted is None else min(wanted, points), attacks=attacks,
+            subset=subset, seed=0, device=runner.device,
+        )  # fmt: skip
+    yield Done(stage="done", run=dataclasses.replace(finished, recipe=recipe, evaluation=report))
 
 
-def _reopened(runner: Runner, network: Any) -> Run:
+def _reopened(runner: Runner, network: nn.Module | None) -> Run:
     """The stored run; one that turns out to be damaged is removed, and the next call computes it again."""
     try:
         run_ = open_run(runner.key, network=network, store=runner.store)
-    except Invalid as error:
+    except Damaged as error:
         runner.store.remove(runner.key)
         raise Invalid(f"{error}; the damaged run was removed, run it again") from None
     runner.load(run_.model.state_dict())

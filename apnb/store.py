@@ -2,7 +2,7 @@
 
 ::
 
-    stages/KEY/       network, returned value and history of one finished stage; runs with the same beginning share it
+    stages/KEY.stage  network, returned value and history of one finished stage; runs with the same beginning share it
     stages/KEY.part   snapshot of a stage under way, from which it goes on after an interruption
     runs/KEY/         summary.json, network and masks, history.jsonl, evaluations/KEY.json and .tensors
 
@@ -19,7 +19,7 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,14 @@ import torch
 from torch import Tensor
 
 from apnb.errors import Invalid
+from apnb.recipes import Recipe
 
 FORMAT = 1
 MAX_IMPORT = 8 << 30
+
+
+class Damaged(Invalid):
+    """A file of ours that is cut short or is something else: what it held can only be computed again."""
 
 
 def digest(value: Any) -> str:
@@ -83,26 +88,36 @@ def load_tree(path: Path, device: torch.device | str = "cpu") -> Any:
     """What `save_tree` wrote; never executes anything.
 
     Raises:
-        Invalid: the file is missing, cut short or something else.
+        Damaged: the file is missing, cut short or something else.
+        Invalid: the file may be whole, but cannot be read here (no permission, a package is missing).
     """
     try:
         with open(path, "rb") as f:
             zipped = f.read(2) == b"PK"
         if zipped:
-            stored = torch.load(path, map_location=str(device), weights_only=True)
+            stored = torch.load(path, map_location="cpu", weights_only=True)
             text, tensors = stored["tree"], stored["tensors"]
         else:
             from safetensors import safe_open
 
-            with safe_open(path, framework="pt", device=str(device)) as f:
+            with safe_open(path, framework="pt") as f:
                 text, tensors = f.metadata()["tree"], {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
-        return _decode(json.loads(text), tensors)
+        tree = json.loads(text)
     except ImportError:
         raise Invalid(f"{path} is a safetensors file; install the package safetensors to read it") from None
+    except FileNotFoundError:
+        raise Damaged(f"{path} cannot be read: it is missing") from None
+    except (PermissionError, MemoryError) as error:
+        raise Invalid(f"{path} cannot be read: {error}") from None
+    except OSError as error:
+        if error.errno is not None:
+            raise Invalid(f"{path} cannot be read: {error.strerror}") from None
+        raise Damaged(f"{path} cannot be read ({error}); it is damaged or was not written by apnb") from None
     except Exception as error:
-        raise Invalid(
+        raise Damaged(
             f"{path} cannot be read ({type(error).__name__}: {error}); it is damaged or was not written by apnb"
         ) from None
+    return _decode(tree, {k: t.to(device) for k, t in tensors.items()})
 
 
 def _atomic(path: Path, write: Any) -> None:
@@ -115,6 +130,7 @@ def _atomic(path: Path, write: Any) -> None:
         write(Path(name))
         with open(name, "rb+") as f:
             os.fsync(f.fileno())
+        os.chmod(name, 0o666 & ~_umask())  # a store may be shared; mkstemp makes files for one person only
         os.replace(name, path)
     except BaseException as error:
         if name:
@@ -124,6 +140,12 @@ def _atomic(path: Path, write: Any) -> None:
         raise
 
 
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
 def _explain(error: BaseException, path: Path) -> None:
     """Turn an operating system's refusal to write into a sentence; safetensors wraps it in an error of its own."""
     text = str(error)
@@ -131,11 +153,11 @@ def _explain(error: BaseException, path: Path) -> None:
     wrapped = type(error).__name__ == "SafetensorError" and "os error" in text.lower()
     if full or "No space left" in text or "File too large" in text:
         raise Invalid(
-            f"cannot write {path}: no space left; free some or choose another place with --store or APNB_HOME"
+            f"cannot write {path}: no space left; free some, or choose another place (for the store: --store or APNB_HOME)"
         ) from None
     if isinstance(error, OSError) or wrapped:
         reason = getattr(error, "strerror", None) or text
-        raise Invalid(f"cannot write {path}: {reason}; choose a writable place with --store or APNB_HOME") from None
+        raise Invalid(f"cannot write {path}: {reason}; choose a writable place (for the store: --store or APNB_HOME)") from None
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -147,8 +169,10 @@ def read_json(path: Path) -> Any:
     """JSON of a file that we wrote; Invalid if it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise Invalid(f"{path} cannot be read ({type(error).__name__}); it is damaged") from None
+    except (FileNotFoundError, ValueError) as error:
+        raise Damaged(f"{path} cannot be read ({type(error).__name__}); it is damaged") from None
+    except OSError as error:
+        raise Invalid(f"{path} cannot be read: {error.strerror or error}") from None
 
 
 def default_home() -> Path:
@@ -166,6 +190,8 @@ class Store:
     """A folder of stages and runs. Safe for several processes at once; a network file system works where it can lock files."""
 
     def __init__(self, root: str | Path | None = None):
+        if root is not None and not isinstance(root, str | Path):
+            raise Invalid(f"a store is a folder, given as a path; got {type(root).__name__}")
         self.root = Path(root).expanduser() if root is not None else default_home()
         self.stages, self.runs = self.root / "stages", self.root / "runs"
 
@@ -196,7 +222,7 @@ class Store:
             return None
         try:
             return load_tree(path, device)
-        except Invalid:
+        except Damaged:
             path.unlink(missing_ok=True)
             return None
 
@@ -212,7 +238,7 @@ class Store:
             return None
         try:
             return load_tree(path, device)
-        except Invalid:
+        except Damaged:
             path.unlink(missing_ok=True)
             return None
 
@@ -237,22 +263,24 @@ class Store:
         """What is known of a run without its tensors.
 
         Raises:
-            Invalid: no such run (the nearest keys are offered), or its folder is damaged.
+            Damaged: its folder is damaged. Invalid: no such run (the nearest keys are offered), or one of another version.
         """
         folder = self.find(key)
+        remedy = f"remove it with 'apnb runs rm {folder.name}'"
         try:
             summary = read_json(folder / "summary.json")
-            if summary["format"] != FORMAT:
-                raise Invalid(
-                    f"run {key} has format {summary['format']}, this version reads {FORMAT}; use the version that wrote it"
-                )
-            summary["recipe"]["pipeline"]
-        except Invalid as error:
-            raise Invalid(f"run {folder.name} is damaged: {error}; remove it with 'apnb runs rm {folder.name}'") from None
-        except (KeyError, TypeError):
+            version = summary["format"]
+            if version == FORMAT:
+                row_of(summary, {})
+                Recipe.from_dict(summary["recipe"])
+        except Damaged as error:
+            raise Damaged(f"run {folder.name} is damaged: {error}; {remedy}") from None
+        except (KeyError, TypeError, AttributeError, Invalid) as error:
+            raise Damaged(f"run {folder.name} is damaged: summary.json lacks or garbles {error}; {remedy}") from None
+        if version != FORMAT:
             raise Invalid(
-                f"run {folder.name} is damaged: summary.json lacks fields; remove it with 'apnb runs rm {folder.name}'"
-            ) from None
+                f"run {folder.name} has format {version}, this version of apnb reads {FORMAT}; use the one that wrote it"
+            )
         return summary
 
     def find(self, key: str) -> Path:
@@ -269,13 +297,20 @@ class Store:
 
     def keys(self) -> list[str]:
         """Keys of all finished runs, oldest first."""
-        found = [p for p in self.runs.glob("*/summary.json") if not p.parent.name.startswith(".")] if self.runs.is_dir() else []
-        return [p.parent.name for p in sorted(found, key=lambda p: (p.stat().st_mtime, p.parent.name))]
+        return [p.parent.name for p in _by_age(self.runs.glob("*/summary.json"))] if self.runs.is_dir() else []
 
     def evaluations(self, key: str) -> list[dict]:
-        """Summaries of a run's evaluations, newest last."""
-        found = sorted((self.run_folder(key) / "evaluations").glob("*.json"), key=lambda p: p.stat().st_mtime)
-        return [read_json(p) for p in found]
+        """Summaries of a run's evaluations, newest last; damaged ones are left out, they can be made again."""
+        found = []
+        for path in _by_age((self.run_folder(key) / "evaluations").glob("*.json")):
+            with contextlib.suppress(Damaged):
+                summary = read_json(path)
+                if (
+                    isinstance(summary, dict)
+                    and {"key", "clean", "robust", "low", "high", "n", "attacks", "eps"} <= summary.keys()
+                ):
+                    found.append(summary)
+        return found
 
     def table(self) -> tuple[list[dict], list[str]]:
         """One flat row for each evaluation of each run (a run without any has one row), and a sentence for each damaged run."""
@@ -287,6 +322,27 @@ class Store:
             except Invalid as error:
                 damaged.append(str(error))
         return rows, damaged
+
+    def history(self, key: str) -> list[dict]:
+        """The rows of a run's epochs and cuts."""
+        try:
+            lines = (self.run_folder(key) / "history.jsonl").read_text(encoding="utf-8").splitlines()
+            return [json.loads(line) for line in lines]
+        except (FileNotFoundError, ValueError):
+            raise Damaged(f"run {key} is damaged: history.jsonl cannot be read; remove it with 'apnb runs rm {key}'") from None
+
+    def clean(self) -> int:
+        """Remove what can be computed again: stages, snapshots, locks, remains of killed writers. Runs stay. Returns bytes freed.
+
+        Not while something runs on this store: it would lose its snapshots.
+        """
+        freed = 0
+        for path in [*self.stages.glob("*"), *self.root.rglob("writing-*")]:
+            with contextlib.suppress(OSError):
+                size = path.stat().st_size
+                path.unlink()
+                freed += size
+        return freed
 
     def locate(self, key: str) -> str:
         """The whole key of a run, a damaged one (of any kind) included."""
@@ -304,7 +360,7 @@ class Store:
 
     def export(self, path: str | Path, keys: list[str] | None = None) -> int:
         """Write runs as one ZIP (all of them by default); returns how many."""
-        chosen = [self.find(k).name for k in keys] if keys else self.keys()
+        chosen = list(dict.fromkeys(self.find(k).name for k in keys)) if keys else self.keys()
         if not chosen:
             raise Invalid(f"there are no runs in {self.root} to export; 'apnb demo' makes some")
 
@@ -357,8 +413,10 @@ class Store:
         found = other.keys()
         for key in found:
             other.summary(key)
-            other.evaluations(key)
+            other.history(key)
             load_tree(other.run_folder(key) / "network.tensors")
+            for evaluation in other.evaluations(key):
+                load_tree(other.run_folder(key) / "evaluations" / f"{evaluation['key']}.tensors")
         new = [k for k in found if not self.run_folder(k).exists()]
         for key in new:
             os.replace(other.run_folder(key), self.run_folder(key))
@@ -371,6 +429,15 @@ ROW = (
     "clean", "robust", "low", "high", "n", "attacks", "eps", "subset", "attack_seconds",
 )  # fmt: skip
 """Columns of the table: what was run, what was obtained (shares in [0, 1]), how it was attacked and what stood, seconds."""
+
+
+def _by_age(paths: Iterable[Path]) -> list[Path]:
+    """Oldest first; files that are removed meanwhile are left out."""
+    aged = []
+    for path in paths:
+        with contextlib.suppress(OSError):
+            aged.append((path.stat().st_mtime, path))
+    return [path for _, path in sorted(aged)]
 
 
 def row_of(summary: Mapping, evaluation: Mapping) -> dict:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, as_completed
@@ -69,23 +68,38 @@ def set_threads(n: int) -> None:
 
 
 def workers(n: int = 2, threads: int = 1) -> Executor:
-    """A pool of ``n`` fresh processes with ``threads`` torch threads each. Use it as a context manager."""
+    """A pool of ``n`` fresh processes with ``threads`` torch threads each. Use it as a context manager.
+
+    Raises:
+        Invalid: fewer than one process.
+    """
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
-    return ProcessPoolExecutor(n, mp_context=get_context("spawn"), initializer=set_threads, initargs=(threads,))
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise Invalid(f"workers must be a whole number of at least 1, got {n!r}")
+    return ProcessPoolExecutor(n, mp_context=get_context("spawn"), initializer=_settle, initargs=(threads,))
+
+
+def _settle(threads: int) -> None:
+    """A worker's first act. Ctrl-C ends it at once: what it has finished is stored, and nothing is stored by halves."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    set_threads(threads)
 
 
 def carry_out(recipe: Recipe, network: Any, data: Any, options: dict) -> dict:
-    """What a worker does with one recipe: run it into the store. Returns {"key", "evaluation"} or {"error"}; never raises Invalid."""
+    """What a worker does with one recipe: run it into the store. Returns {"key"} or {"error": a sentence}."""
     from apnb.runs import run
 
     try:
         finished = run(recipe, network, data, **options)
     except Invalid as error:
         return {"error": str(error)}
-    report = finished.evaluation
-    return {"key": finished.key, "evaluation": report.to_tree() if report else None}
+    except Exception as error:  # a network of one's own may fail in any way: that is this run's failure, not the sweep's
+        return {"error": f"failed unexpectedly with {type(error).__name__}: {error}"}
+    return {"key": finished.key}
 
 
 def sweep(
@@ -109,8 +123,8 @@ def sweep(
     Returns:
         `Runs`; ``.frame()`` is the table, ``.failed`` what went wrong.
     """
-    from apnb.evaluation import Evaluation
-    from apnb.runs import open_run
+    from apnb import datasets
+    from apnb.runs import run
 
     recipes = list(recipes)
     for r in recipes:
@@ -130,21 +144,24 @@ def sweep(
         for i in order:
             note(i, carry_out(recipes[i], network, data, options))
     else:
-        futures = {executor.submit(carry_out, recipes[i], network, data, options): i for i in order}
-        for future in as_completed(futures):
-            i = futures[future]
+        futures = {}
+        for i in order:
             try:
-                note(i, future.result())
-            except Exception as error:  # the worker died or could not be reached: that is this run's failure, not the sweep's
-                note(i, {"error": f"the worker failed: {type(error).__name__}: {error}"})
-    runs, failed = [], {}
+                futures[executor.submit(carry_out, recipes[i], network, data, options)] = i
+            except Exception as error:  # a pool that has lost a worker takes no more work
+                note(i, {"error": f"no worker took it: {type(error).__name__}: {error}"})
+        for future in as_completed(futures):
+            try:
+                note(futures[future], future.result())
+            except Exception as error:  # the worker died (with it, a process pool gives up the rest) or could not be reached
+                note(futures[future], {"error": f"the worker failed: {type(error).__name__}: {error}"})
+    runs, failed, loaded = [], {}, None
     for i, r in enumerate(recipes):
         if "error" in results[i]:
             failed[r] = results[i]["error"]
             continue
-        run = open_run(results[i]["key"], network=None if isinstance(network, str) else network, store=place)
-        tree = results[i]["evaluation"]
-        runs.append(dataclasses.replace(run, evaluation=Evaluation.from_tree(tree) if tree else None))
+        loaded = loaded or datasets.load(data)
+        runs.append(run(r, network, loaded, **options))  # all of it is in the store now
     return Runs(tuple(runs), failed)
 
 

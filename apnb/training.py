@@ -84,14 +84,6 @@ def one_cycle(peak: float, warm: float = 0.2) -> Schedule:
     return lr
 
 
-def bf16_units(device: torch.device | str) -> bool:
-    """Whether the device multiplies bfloat16 matrices in hardware (AVX512-BF16 or AMX on x86, bf16 on CUDA)."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    known = [getattr(torch.cpu, f"_is_{unit}_supported", lambda: False) for unit in ("avx512_bf16", "amx_tile")]
-    return any(probe() for probe in known)
-
-
 @contextmanager
 def bf16_body(net: nn.Module, ends: tuple[str, str], device_type: str, enabled: bool = True) -> Iterator[None]:
     """bfloat16 autocast inside the network, with the modules named in ``ends`` (stem, classifier) kept in float32.

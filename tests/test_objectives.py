@@ -15,7 +15,9 @@ from torch import nn
 from apnb.attacks.pgd import ascend, pgd, uniform_start
 from apnb.errors import Invalid
 from apnb.networks import build
-from apnb.objectives import ADVERSARIAL, OBJECTIVES, objective
+from apnb.objectives import objective
+from apnb.recipes import ADVERSARIAL
+from apnb.recipes import TRAINABLE as OBJECTIVES
 from apnb.training import Model
 
 EPS = 0.1

@@ -37,7 +37,7 @@ ALLOWED = {
     "attacks": {"attacks", "chance"},
     "objectives": {"attacks", "errors", "training"}, "training": {"errors", "events", "mechanisms", "objectives"},
     "criteria": {"criteria", "errors", "masks", "mechanisms", "recipes"}, "recipes": {"errors", "taxonomy"},
-    "evaluation": {"attacks", "chance", "datasets", "errors", "events"}, "store": {"errors"},
+    "evaluation": {"attacks", "chance", "datasets", "devices", "errors", "events"}, "devices": {"errors"}, "store": {"errors", "recipes"},
     "pipelines": {"criteria", "events", "masks", "mechanisms", "training", "runs"},
 }  # fmt: skip
 

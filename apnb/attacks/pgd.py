@@ -56,9 +56,7 @@ def ascend(
     return x_adv.detach()
 
 
-def pgd(
-    model: Logits, x: Tensor, y: Tensor, *, eps: float, steps: int = 20, restarts: int = 1, generator: torch.Generator
-) -> Tensor:
+def pgd(model: Logits, x: Tensor, y: Tensor, *, eps: float, steps: int = 20, generator: torch.Generator) -> Tensor:
     """An attack for evaluation: any misclassified iterate counts, and broken images are not attacked further.
 
     Steps of size ``2.5 * eps / steps`` from a uniform start. Returns (N, C, H, W): an adversarial image where one was found,
@@ -66,18 +64,17 @@ def pgd(
     """
     found = x.detach().clone()
     todo = torch.arange(len(x), device=x.device)
-    for _ in range(restarts):
-        x_adv = uniform_start(x, eps, generator)[todo]
-        for _ in range(steps + 1):
-            with torch.enable_grad():
-                x_adv.requires_grad_(True)
-                logits = model(x_adv)
-                (g,) = torch.autograd.grad(cross_entropy(logits, y[todo]), x_adv)
-            x_adv = x_adv.detach()
-            broken = logits.argmax(1) != y[todo]
-            found[todo[broken]] = x_adv[broken]
-            todo, x_adv, g = todo[~broken], x_adv[~broken], g[~broken]
-            if not len(todo):
-                return found
-            x_adv = project(x_adv + 2.5 * eps / steps * g.sign(), x[todo], eps)
+    x_adv = uniform_start(x, eps, generator)
+    for _ in range(steps + 1):
+        with torch.enable_grad():
+            x_adv.requires_grad_(True)
+            logits = model(x_adv)
+            (g,) = torch.autograd.grad(cross_entropy(logits, y[todo]), x_adv)
+        x_adv = x_adv.detach()
+        broken = logits.argmax(1) != y[todo]
+        found[todo[broken]] = x_adv[broken]
+        todo, x_adv, g = todo[~broken], x_adv[~broken], g[~broken]
+        if not len(todo):
+            break
+        x_adv = project(x_adv + 2.5 * eps / steps * g.sign(), x[todo], eps)
     return found

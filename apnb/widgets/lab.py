@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apnb import plots, sweeps
-from apnb.errors import Invalid
+from apnb import datasets, plots, sweeps
+from apnb.errors import Invalid, choose
 from apnb.recipes import PIPELINES, STRUCTURES, Budget, Recipe
 from apnb.widgets.queue import Queue, State, code
 
@@ -67,12 +67,15 @@ class Lab:
         threads: int | None = 1,
         **choices: Any,
     ):
+        if not isinstance(budget, Budget):
+            budget = choose(budget, BUDGETS, "budget in the lab")
         W = _widgets()
         import plotly.graph_objects as go
 
         if threads is not None:
             sweeps.set_threads(threads)
         self.data = data
+        self._pixels = datasets.pixels(data)
         self._explicit = {"store": store if isinstance(store, str | Path) else None, "attacks": attacks, "n": n}
         self.queue = Queue(store=store, on_change=self._show, attacks=attacks, n=n)
         self._drawn: tuple = ()
@@ -163,6 +166,8 @@ class Lab:
                 raise Invalid(f"no network {network!r} in the lab; choose {', '.join(NETWORKS)}")
             self.network.value = network
         if seed is not None:
+            if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= 10_000:
+                raise Invalid(f"the lab's seed is a whole number from 0 to 10000, got {seed!r}")
             self.seed.value = seed
         if sparsities is not None:
             if unknown := [s for s in sparsities if s not in SPARSITIES]:
@@ -192,7 +197,7 @@ class Lab:
             self.start.disabled = True
             return
         shares = " and ".join(f"{r.sparsity:.0%}" for r in recipes)
-        lines = [line.split(". ", 1)[1] for line in recipes[0].plan().splitlines()]
+        lines = [line.split(". ", 1)[1] for line in recipes[0].plan(self._pixels).splitlines()]
         one = f"{recipes[0].sparsity:.1%}"
         steps = "".join(f"<li>{html.escape(line.replace(one, shares))}</li>" for line in lines)
         self.plan.value = f'<ol style="margin:0;line-height:1.4">{steps}</ol>The dense network runs first, for comparison.'
@@ -205,12 +210,13 @@ class Lab:
 
     def run(self) -> None:
         """Start what is chosen, as the button does; returns at once. Contradictions are shown, not raised."""
+        before = self.start.disabled, self.cancel.disabled
+        self.start.disabled, self.cancel.disabled = True, False  # before the start: a thread that ends at once sets them back
         try:
             self.queue.start(sweeps.with_dense(self.recipes()), network=self.network.value, data=self.data)
         except Invalid as error:
+            self.start.disabled, self.cancel.disabled = before
             self.problem.value = _warn(str(error))
-            return
-        self.start.disabled, self.cancel.disabled = True, False
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the runs have ended (for scripts and headless notebooks); False if ``timeout`` seconds did not suffice."""

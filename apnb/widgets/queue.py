@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apnb.errors import Invalid
+from apnb.errors import Invalid, choose
 from apnb.events import Attacked, Batch, Done, Epoch, Event, Finished, Pruned, Restored, Resumed, Waiting
 from apnb.recipes import Recipe, budget
 
@@ -66,6 +66,10 @@ class Queue:
         hz: float = 8,
         **options: Any,
     ):
+        if "attacks" in options:
+            from apnb.evaluation import MODES
+
+            options["attacks"] = choose(options["attacks"], MODES, "attack mode")
         self.store, self.options = store, options
         self.rows: list[dict] = []
         self.runs: list[Any] = []
@@ -77,7 +81,7 @@ class Queue:
     @property
     def running(self) -> bool:
         """Whether the thread is at work."""
-        return self._thread is not None and self._thread.is_alive()
+        return self.state.running
 
     def start(self, recipes: Sequence[Recipe], *, network: Any = "cnn", data: Any = "digits") -> None:
         """Begin; returns at once.
@@ -135,9 +139,10 @@ class Queue:
             self._tell(force=True, running=False, cancelled=cancelled, recipe=None, what=what)
 
     def _carry_out(self, recipe: Recipe, network: Any, data: Any) -> None:
+        from apnb import datasets
         from apnb.runs import stream
 
-        reader = Reader(recipe, self.options.get("attacks", "standard"))
+        reader = Reader(recipe, self.options.get("attacks", "standard"), datasets.pixels(data))
         events = stream(recipe, network, data, store=self.store, **self.options)
         event: Event | None = None
         try:
@@ -185,8 +190,8 @@ def _named(recipe: Recipe) -> str:
 class Reader:
     """Events of one run as a line for people and a share of its work."""
 
-    def __init__(self, recipe: Recipe, attacks: str = "standard"):
-        self._weights = stage_weights(recipe)
+    def __init__(self, recipe: Recipe, attacks: str = "standard", pixels: int = 64):
+        self._weights = stage_weights(recipe, pixels)
         self._past, self._stage, self._heard = 0.0, "", ""
         self._mode, self._attacks = attacks, set()
 
@@ -232,9 +237,9 @@ class Reader:
         return f"attack {m['attack']}: {event.step} of {event.of} points tried, {m['robust']:.0%} of {m['n']} stand", inside
 
 
-def stage_weights(recipe: Recipe) -> dict[str, float]:
-    """Stage -> its share of a run's work, by epochs; together 1."""
-    b = budget(recipe.budget)
+def stage_weights(recipe: Recipe, pixels: int = 64) -> dict[str, float]:
+    """Stage -> its share of a run's work, by epochs for images of ``pixels`` values; together 1."""
+    b = budget(recipe.budget, pixels)
     rounds = b.rounds if recipe.schedule == "iterative" else 1
     searches = recipe.trains_search or (recipe.pipeline == "before" and recipe.pruning_step != "none")
     search = b.search_epochs if searches else 0

@@ -51,9 +51,9 @@ def curve() -> None:
     print((100 * table).round(1).to_string())
     for a, b in (("global", "random"), ("local", "random"), ("global", "local")):
         for sparsity in (0.9, 0.99):
-            only_a, only_b, p = paired(frame, a, b, sparsity)
+            found = paired(frame, a, b, sparsity)
             print(
-                f"at {sparsity:.0%}, paired over 1500 verdicts: only {a} stands {only_a}, only {b} stands {only_b}, McNemar p = {p:.2g}"
+                f"at {sparsity:.0%}, points kept only by {a} / only by {b}, seed by seed: {found['seeds']}, sign test p = {found['p']:.2g}"
             )
 
 

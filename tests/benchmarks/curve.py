@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import pandas as pd
 
 from apnb import Recipe, sweeps
@@ -46,11 +47,19 @@ def measure(
     return frame.drop(columns="index")
 
 
-def paired(frame: pd.DataFrame, a: str, b: str, sparsity: float) -> tuple[int, int, float]:
-    """Points that only ``a`` keeps, points that only ``b`` keeps, over all seeds, and McNemar's exact two-sided p."""
+def paired(frame: pd.DataFrame, a: str, b: str, sparsity: float) -> dict:
+    """Compare two ways point by point: {"seeds": [(points only a keeps, only b), ...], "p": ...}.
+
+    p is the sign test over the points, each of which counts once: for whom does it stand in more seeds? (Verdicts of different
+    seeds on the same point are not independent, so they are not pooled.)
+    """
     from scipy.stats import binomtest
 
-    both = {who: frame[(frame["who"] == who) & (frame["sparsity"] == sparsity)].sort_values("seed")["verdicts"] for who in (a, b)}
-    only_a = sum(int((x & ~y).sum()) for x, y in zip(both[a], both[b], strict=True))
-    only_b = sum(int((y & ~x).sum()) for x, y in zip(both[a], both[b], strict=True))
-    return only_a, only_b, binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
+    of = {
+        who: np.stack(frame[(frame["who"] == who) & (frame["sparsity"] == sparsity)].sort_values("seed")["verdicts"].tolist())
+        for who in (a, b)
+    }
+    seeds = [(int((x & ~y).sum()), int((y & ~x).sum())) for x, y in zip(of[a], of[b], strict=True)]
+    difference = of[a].sum(0).astype(int) - of[b].sum(0).astype(int)
+    more, less = int((difference > 0).sum()), int((difference < 0).sum())
+    return {"seeds": seeds, "p": binomtest(more, more + less).pvalue if more + less else 1.0}

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from apnb import networks
 from apnb.chance import generator
 from apnb.datasets import Batches, Split
+from apnb.devices import bf16_units
 from apnb.masks import Target
 from apnb.mechanisms import FixedMasks
 from apnb.objectives import objective
-from apnb.training import bf16_body, bf16_units, fit, sgd
+from apnb.training import bf16_body, fit, sgd
 
 EPS, STEPS = 8 / 255, 10
 
