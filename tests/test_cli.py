@@ -52,6 +52,8 @@ def test_runs_can_be_listed_shown_taken_away_and_removed(cli, tmp_path):
     assert json.loads(cli("runs", "list", "--store", tmp_path / "a", "--json")[1])["runs"][0]["key"] == key
     shown = cli("runs", "show", key[:6], "--store", tmp_path / "a")[1]
     assert "conv1.weight" in shown and "apnb.Recipe(" in shown and "robust at most" in shown
+    freed = cli("runs", "clean", "--store", tmp_path / "a")[1]
+    assert "MB freed" in freed and not list((tmp_path / "a" / "stages").iterdir()) and Store(tmp_path / "a").keys() == [key]
     assert json.loads(cli("runs", "show", key, "--store", tmp_path / "a", "--json")[1])["evaluations"][0]["n"] == 16
     assert cli("runs", "export", tmp_path / "out.zip", "--store", tmp_path / "a")[0] == 0
     assert key in cli("runs", "import", tmp_path / "out.zip", "--store", tmp_path / "b")[1]
@@ -64,6 +66,8 @@ def test_evaluate_takes_a_run_or_a_function_that_returns_a_network(cli, tmp_path
     (key,) = Store(tmp_path).keys()
     status, out, _ = cli("evaluate", key[:8], "--n", "20", "--attacks", "pgd", "--json", "--store", tmp_path)
     assert status == 0 and json.loads(out)["n"] == 20
+    assert {e["n"] for e in Store(tmp_path).evaluations(key)} == {16, 20}, "kept with the run"
+    assert cli("evaluate", key[:8], "--eps", "0", "--store", tmp_path)[0] == 2
     (tmp_path / "mine.py").write_text(
         "import torch\ndef net():\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))\n"
     )
@@ -120,7 +124,14 @@ BAD = {
     "a missing sweep file": (("sweep", "gone.toml"), "gone.toml"),
     "a missing module": (("evaluate", "nowhere:net"), "nowhere"),
     "no room in the ball": (("run", "--eps", "0"), "eps"),
-    "too many points": (("run", "--n", "0"), "0"),
+    "no points": (("run", "--n", "0"), "0"),
+    "too many points": (("demo", "--n", "9999"), "9999"),
+    "no workers": (("demo", "--workers", "0"), "workers"),
+    "negative threads": (("run", "--threads", "-3"), "threads"),
+    "a seed without end": (("run", "--seed", "99999999999999999999999"), "2**63"),
+    "a figure of another kind": (("demo", "--out", "x.pdf"), ".html"),
+    "a figure in no folder": (("demo", "--out", "nodir/x.html"), "nodir"),
+    "a small network for large images": (("run", "--network", "resnet18"), "8, 8"),
 }
 
 

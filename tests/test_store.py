@@ -123,6 +123,37 @@ def test_a_damaged_run_is_named_and_can_be_removed(file, damage, made, tmp_path)
     assert store.keys() == []
 
 
+def test_a_summary_that_lacks_fields_hurts_only_its_own_run(made, tmp_path):
+    store, key = a_copy(made, tmp_path)
+    path = store.run_folder(key) / "summary.json"
+    whole = json.loads(path.read_text())
+    for field in ("sparsity", "recipe", "label", "format"):
+        path.write_text(json.dumps({k: v for k, v in whole.items() if k != field}))
+        rows, damaged = store.table()
+        assert rows == [] and len(damaged) == 1, field
+    path.write_text(json.dumps({**whole, "format": 99}))
+    with pytest.raises(apnb.Invalid, match="use the one that wrote it"):
+        store.summary(key)
+
+
+def test_a_damaged_evaluation_is_made_again_and_the_run_stays(made, tmp_path):
+    store, key = a_copy(made, tmp_path)
+    (tensors,) = (store.run_folder(key) / "evaluations").glob("*.tensors")
+    tensors.write_bytes(b"x")
+    assert apnb.open_run(key, store=store).evaluation is None
+    again = apnb.run(apnb.Recipe(**RECIPE), store=store, attacks="pgd")
+    assert again.evaluation.summary()["robust"] == apnb.open_run(key, store=made[0]).evaluation.robust_accuracy
+
+
+def test_trouble_with_reading_deletes_nothing(made, tmp_path, monkeypatch):
+    store, key = a_copy(made, tmp_path)
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "safetensors", None)
+        with pytest.raises(apnb.Invalid, match="install the package safetensors"):
+            apnb.run(apnb.Recipe(**RECIPE), store=store, evaluate=False)
+    assert apnb.open_run(key, store=store).key == key
+
+
 def test_the_table_skips_damaged_runs_and_says_so(made, tmp_path):
     store, key = a_copy(made, tmp_path)
     (store.run_folder(key) / "summary.json").write_text("{}")
