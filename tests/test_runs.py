@@ -1,6 +1,7 @@
 """Runs: what makes two of them different, what is refused before any work, and what a run gives back."""
 
 import dataclasses
+import itertools
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import apnb
 from apnb import datasets, networks
 from apnb.runs import Runner
 
+COUNT = itertools.count()
 TINY = apnb.Recipe(pipeline="after", sparsity=0.8, budget="tiny")
 
 
@@ -50,10 +52,9 @@ def made(forward: str, bias: float = 0.0, classes: int = 10) -> str:
 def factory(tmp_path, monkeypatch):
     """Write a module and name its factory; each text gets a module name of its own."""
     monkeypatch.syspath_prepend(str(tmp_path))
-    count = iter(range(100))
 
     def write(text: str) -> str:
-        name = f"made_{os.getpid()}_{next(count)}"
+        name = f"made_{next(COUNT)}"
         (tmp_path / f"{name}.py").write_text(text)
         return f"{name}:net"
 
