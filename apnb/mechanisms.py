@@ -1,7 +1,8 @@
 """What a method adds to training: where the weights come from, what they cost, how they move.
 
 A mechanism knows no data and no method. Five optional hooks: `groups`, `effective`, `penalty`, `update`, `between_epochs`.
-The mechanisms here are the shared ones; what is peculiar to one published method stands in its own file.
+`Model` is a network seen through one. The mechanisms here are the shared ones; what is peculiar to one published method stands in
+its own file.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.optim import Optimizer
 
 from apnb.masks import Masks, Target
@@ -45,7 +47,6 @@ class Mechanism:
 
     stochastic = False  # True: `effective` draws noise and is called for every forward pass, attack steps included
     done = False  # between_epochs may set it: the stage is over
-    ready = True  # False: this state may not be selected as the best of the stage
     constant: tuple[str, ...] = ()
 
     def groups(self, params: Params) -> list[Group]:
@@ -74,6 +75,49 @@ def through(hard: Tensor, *soft: Tensor) -> Tensor:
     for s in soft:
         out = out + (s - s.detach())
     return out
+
+
+class Model:
+    """A plain network seen with given weights: ``model(x)`` is one functional call, the network itself is not rewritten.
+
+    The weights are computed at first use, with gradients enabled and outside autocast (a statistics pass without gradients must
+    not leave them without a graph), and kept; a stochastic mechanism computes them anew at each use. BN buffers are the
+    network's own and move in train mode.
+    """
+
+    def __init__(self, net: nn.Module, params: Params, mechanism: Mechanism | None = None, device_type: str | None = None):
+        self.net, self.params, self.mechanism = net, params, mechanism or Mechanism()
+        self._device_type = device_type or next(iter(params.values())).device.type
+        self._weights: Params | None = None
+
+    @property
+    def weights(self) -> Params:
+        """Effective weights, name -> tensor, float32."""
+        if self._weights is None or self.mechanism.stochastic:
+            with torch.enable_grad(), torch.autocast(self._device_type, enabled=False):
+                self._weights = self.mechanism.effective(self.params)
+        return self._weights
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return functional_call(self.net, self.weights, (x,))
+
+    def frozen(self) -> Callable[[Tensor], Tensor]:
+        """The same network with the same weights, detached: what an attack gets."""
+        if self.mechanism.stochastic:
+            return lambda x: functional_call(self.net, {n: w.detach() for n, w in self.weights.items()}, (x,))
+        weights = {n: w.detach() for n, w in self.weights.items()}
+        return lambda x: functional_call(self.net, weights, (x,))
+
+    def features(self, x: Tensor, modules: list[nn.Module]) -> tuple[Tensor, list[Tensor]]:
+        """Logits, and the outputs of some of the network's modules, in the order asked for."""
+        seen: dict[int, Tensor] = {}
+        handles = [m.register_forward_hook(lambda m, _, out: seen.__setitem__(id(m), out)) for m in modules]
+        try:
+            logits = self(x)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return logits, [seen[id(m)] for m in modules]
 
 
 class FixedMasks(Mechanism):

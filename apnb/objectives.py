@@ -18,7 +18,7 @@ from apnb.attacks.pgd import ascend, cross_entropy, divergence_from, normal_star
 from apnb.errors import Invalid, nearest
 
 if TYPE_CHECKING:
-    from apnb.training import Model
+    from apnb.mechanisms import Model
 
 Objective = Callable[..., tuple[Tensor, Tensor]]
 

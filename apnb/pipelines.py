@@ -1,4 +1,4 @@
-"""After, before, during: the survey's three pipelines as generators of stages, written against a `apnb.runs.Runner`."""
+"""After, before, during: the survey's three pipelines as generators of stages, written against an `apnb.runner.Runner`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from apnb.mechanisms import Dynamic, FixedMasks, Mechanism, Params, Within
 from apnb.training import bake_, cosine, fit, mean_statistic, one_cycle
 
 if TYPE_CHECKING:
-    from apnb.runs import Runner, Stage
+    from apnb.runner import Runner, Stage
 
 Stages = Generator[Event, None, Masks]
 

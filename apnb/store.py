@@ -217,14 +217,7 @@ class Store:
 
     def stage(self, key: str, device: torch.device | str = "cpu") -> dict | None:
         """A finished stage: {"net", "value", "rows", "seconds"}; None if it is not there. A damaged one is removed."""
-        path = self.stages / f"{key}.stage"
-        if not path.exists():
-            return None
-        try:
-            return load_tree(path, device)
-        except Damaged:
-            path.unlink(missing_ok=True)
-            return None
+        return self._read(self.stages / f"{key}.stage", device)
 
     def write_stage(self, key: str, tree: dict) -> None:
         """Store a finished stage and drop its snapshot."""
@@ -233,7 +226,10 @@ class Store:
 
     def partial(self, key: str, device: torch.device | str = "cpu") -> dict | None:
         """The last snapshot of an unfinished stage: {"snapshot", "rows", "seconds"}; None if there is none or it is damaged."""
-        path = self.stages / f"{key}.part"
+        return self._read(self.stages / f"{key}.part", device)
+
+    @staticmethod
+    def _read(path: Path, device: torch.device | str) -> dict | None:
         if not path.exists():
             return None
         try:

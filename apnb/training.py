@@ -10,58 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.optim import SGD, Optimizer
 
 from apnb.errors import Invalid
 from apnb.events import Batch, Epoch, Event
-from apnb.mechanisms import Mechanism, Params, Progress, load_state, state_of
+from apnb.mechanisms import Mechanism, Model, Params, Progress, load_state, state_of
 from apnb.objectives import Objective, evaluating
 
 Schedule = Callable[[Progress], float]
-
-
-class Model:
-    """A plain network seen with given weights: ``model(x)`` is one functional call, the network itself is not rewritten.
-
-    The weights are computed at first use, with gradients enabled and outside autocast (a statistics pass without gradients must
-    not leave them without a graph), and kept; a stochastic mechanism computes them anew at each use. BN buffers are the
-    network's own and move in train mode.
-    """
-
-    def __init__(self, net: nn.Module, params: Params, mechanism: Mechanism | None = None, device_type: str | None = None):
-        self.net, self.params, self.mechanism = net, params, mechanism or Mechanism()
-        self._device_type = device_type or next(iter(params.values())).device.type
-        self._weights: Params | None = None
-
-    @property
-    def weights(self) -> Params:
-        """Effective weights, name -> tensor, float32."""
-        if self._weights is None or self.mechanism.stochastic:
-            with torch.enable_grad(), torch.autocast(self._device_type, enabled=False):
-                self._weights = self.mechanism.effective(self.params)
-        return self._weights
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return functional_call(self.net, self.weights, (x,))
-
-    def frozen(self) -> Callable[[Tensor], Tensor]:
-        """The same network with the same weights, detached: what an attack gets."""
-        if self.mechanism.stochastic:
-            return lambda x: functional_call(self.net, {n: w.detach() for n, w in self.weights.items()}, (x,))
-        weights = {n: w.detach() for n, w in self.weights.items()}
-        return lambda x: functional_call(self.net, weights, (x,))
-
-    def features(self, x: Tensor, modules: list[nn.Module]) -> tuple[Tensor, list[Tensor]]:
-        """Logits, and the outputs of some of the network's modules, in the order asked for."""
-        seen: dict[int, Tensor] = {}
-        handles = [m.register_forward_hook(lambda m, _, out: seen.__setitem__(id(m), out)) for m in modules]
-        try:
-            logits = self(x)
-        finally:
-            for handle in handles:
-                handle.remove()
-        return logits, [seen[id(m)] for m in modules]
 
 
 def sgd(groups: list[dict], weight_decay: float = 5e-4) -> Optimizer:

@@ -35,10 +35,14 @@ ALLOWED = {
     "errors": set(), "paths": {"errors"}, "events": set(), "taxonomy": {"errors", "paths"}, "masks": {"errors", "networks"},
     "chance": set(), "networks": {"chance", "errors"}, "datasets": {"chance", "errors"}, "mechanisms": {"masks"},
     "attacks": {"attacks", "chance"},
-    "objectives": {"attacks", "errors", "training"}, "training": {"errors", "events", "mechanisms", "objectives"},
+    "objectives": {"attacks", "errors", "mechanisms"}, "training": {"errors", "events", "mechanisms", "objectives"},
     "criteria": {"criteria", "errors", "masks", "mechanisms", "recipes"}, "recipes": {"errors", "taxonomy"},
     "evaluation": {"attacks", "chance", "datasets", "devices", "errors", "events"}, "devices": {"errors"}, "store": {"errors", "recipes"},
-    "pipelines": {"criteria", "events", "masks", "mechanisms", "training", "runs"},
+    "pipelines": {"criteria", "events", "masks", "mechanisms", "training", "runner"},
+    "runner": {
+        "attacks", "chance", "datasets", "devices", "errors", "events", "masks", "mechanisms", "networks", "objectives", "recipes",
+        "store", "training", "__version__",
+    },
 }  # fmt: skip
 
 

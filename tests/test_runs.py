@@ -15,7 +15,7 @@ from torch import nn
 
 import apnb
 from apnb import datasets, networks
-from apnb.runs import Runner
+from apnb.runner import Runner
 
 COUNT = itertools.count()
 TINY = apnb.Recipe(pipeline="after", sparsity=0.8, budget="tiny")
