@@ -82,10 +82,19 @@ def workers(n: int = 2, threads: int = 1) -> Executor:
 
 
 def _settle(threads: int) -> None:
-    """A worker's first act. Ctrl-C ends it at once: what it has finished is stored, and nothing is stored by halves."""
+    """A worker's first act. Ctrl-C or the end of its parent end it at once: what it has finished is stored, nothing by halves."""
+    import os
     import signal
+    from multiprocessing import parent_process
+    from threading import Thread
+
+    def leave_with(parent: Any) -> None:
+        parent.join()
+        os._exit(1)
 
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if (parent := parent_process()) is not None:
+        Thread(target=leave_with, args=(parent,), daemon=True).start()
     set_threads(threads)
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -164,6 +165,41 @@ def test_a_pair_of_arrays_is_evaluated_whole():
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
     report = apnb.evaluate(net, (torch.rand(30, 1, 8, 8), torch.arange(30) % 3), attacks="pgd")
     assert report.n == 30
+
+
+ORPHANS = """
+import os, sys
+from apnb import sweeps
+if __name__ == "__main__":
+    pool = sweeps.workers(2)
+    print(*{pool.submit(os.getpid).result() for _ in range(20)}, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.slow
+def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path):
+    (tmp_path / "parent.py").write_text(ORPHANS)
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "parent.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    pids = [int(p) for p in process.stdout.readline().split()]
+    assert pids
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 30
+
+    def alive(pid: int) -> bool:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        state = Path(f"/proc/{pid}/stat")
+        return not (state.exists() and state.read_text().rsplit(")", 1)[1].split()[0] == "Z")
+
+    while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(alive(pid) for pid in pids)
 
 
 @pytest.mark.slow
