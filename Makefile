@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-# `make lab CPU=1` takes PyTorch's CPU build: a tenth of the download, for a Linux machine without an NVIDIA GPU.
+# `make lab CPU=1` takes PyTorch's CPU build, without the CUDA libraries: for a Linux machine without an NVIDIA GPU.
 ifdef CPU
 export PIP_EXTRA_INDEX_URL := $(shell . binder/torch-index && echo $$TORCH_INDEX)
 endif

@@ -207,6 +207,11 @@ def _checked(net: nn.Module, x: Tensor, classes: int) -> None:
         )
 
 
+def default_batch(device: torch.device) -> int:
+    """Images attacked together when nobody says how many."""
+    return 128 if device.type == "cpu" else 512
+
+
 def check_points(n: int | None, dataset: datasets.Dataset) -> None:
     """Refuse a number of points that the test split cannot give."""
     if n is not None and (isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= len(dataset.test)):
@@ -240,7 +245,7 @@ def evaluate_stream(
     net = copy.deepcopy(model).to(device).float().eval().requires_grad_(False)
     _checked(net, x, dataset.classes)
     if batch is None:
-        batch = 128 if device.type == "cpu" else 512
+        batch = default_batch(device)
     if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
         raise Invalid(f"the batch is {batch!r} images, expected a whole number of at least 1")
     with torch.no_grad(), full_precision():

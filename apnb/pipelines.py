@@ -156,8 +156,7 @@ def prune(run: Runner, sparsity: float, epochs: int, within: Masks | None, teach
         inner = search or Mechanism()
         mechanism = inner if within is None else Within(within, inner)
         if epochs:
-            high = r.pipeline == "before" or r.variant == "learned"
-            lr = one_cycle(b.lr) if high else cosine(b.finetune_lr)
+            lr = one_cycle(b.lr) if r.pipeline == "before" or c.starts_anew else cosine(b.finetune_lr)
             yield from train(run, s, r.pruning_step, epochs, lr, mechanism, teacher)
         mean = None
         if c.statistic is not None:

@@ -112,8 +112,8 @@ class Runner:
         return split.at(datasets.subset(split, wanted, how="stratified", seed=0))
 
     def _precision(self, wanted: str) -> str:
-        """bf16 pays where the hardware multiplies it and the network is large: below 50 M multiply-accumulates it does not."""
-        choose(wanted, PRECISIONS, "precision")
+        """By itself bf16 is taken only where the hardware multiplies it and an image costs at least 50 M multiply-accumulates."""
+        wanted = choose(wanted, PRECISIONS, "precision")
         if wanted != "auto":
             return wanted
         return "bf16" if bf16_units(self.device) and sum(layer.macs for layer in self.layers) >= 50e6 else "fp32"

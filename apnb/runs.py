@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from apnb import datasets, networks, pipelines
 from apnb.datasets import Dataset
 from apnb.errors import Invalid, choose
-from apnb.evaluation import MODES, Evaluation, check_points, evaluate_stream
+from apnb.evaluation import MODES, Evaluation, check_points, default_batch, evaluate_stream
 from apnb.events import Done, Event
 from apnb.masks import Masks, Sparsity
 from apnb.recipes import Recipe
@@ -39,7 +39,7 @@ def stored_evaluation(
 ) -> Generator[Event, None, Evaluation]:
     """The evaluation of a run's network on a data set at its eps: from the store if it was made before, else made and stored."""
     n = None if n == len(dataset.test) else n
-    batch = 128 if device.type == "cpu" else 512
+    batch = default_batch(device)
     name = digest(
         {"data": dataset.fingerprint, "attacks": [attacks, *MODES[attacks]], "eps": dataset.eps, "n": n, "subset": subset, "seed": seed,
          "batch": batch}

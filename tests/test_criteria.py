@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from apnb.criteria import CRITERIA, Setting, criterion, variants
+from apnb.criteria import CRITERIA, Criterion, Setting, criterion, variants
 from apnb.errors import Invalid
 from apnb.masks import Target
 from apnb.mechanisms import Admm, Connectivity, LearnedScores, Mechanism, Progress, Regularised
 from apnb.networks import layers
 from apnb.objectives import objective
-from apnb.recipes import Budget
+from apnb.recipes import Budget, Recipe
 from apnb.training import mean_statistic
 
 NORMS = ("bn1.weight", "bn1.bias")
@@ -273,3 +273,14 @@ def test_unknown_criteria_and_variants_are_refused():
         criterion("relwm", "l3")
     with pytest.raises(Invalid, match="its variants are: none"):
         criterion("lwm", "l1")
+
+
+@pytest.mark.parametrize("key", CRITERIA)
+def test_recipes_and_criteria_agree_on_who_searches_and_who_reads_gradients(key):
+    for variant in CRITERIA[key]:
+        made = criterion(key, variant)
+        recipe = Recipe(
+            pipeline="during", criterion=key, variant=variant or None, structure="filters" if key == "relwm" else "weights"
+        )
+        assert recipe.reads_gradients == (made.statistic is not None)
+        assert recipe.trains_search == (type(made).search is not Criterion.search and not made.keeps_masks)

@@ -27,6 +27,7 @@ from apnb.mechanisms import (
 from apnb.networks import layers
 from apnb.store import load_tree, save_tree
 from apnb.training import Model, bake_, sgd
+from tests.helpers import same
 
 LOCALITIES = ("local", "global")
 
@@ -674,16 +675,6 @@ def mechanisms(params):
 def learnable(mechanism):
     search = getattr(mechanism, "search", None) or getattr(mechanism, "inner", None) or mechanism
     return getattr(search, "scores", {})
-
-
-def same(a, b):
-    if isinstance(a, torch.Tensor):
-        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(v, b[k]) for k, v in a.items())
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return a == b
 
 
 @pytest.mark.parametrize("which", list(mechanisms(made()[1])))

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import apnb
 from apnb.events import Done, Finished, Restored, Resumed, Waiting
 from apnb.store import Store, digest, load_tree, save_tree
+from tests.helpers import same
 
 RECIPE = {"pipeline": "after", "sparsity": 0.8, "budget": "tiny"}
 
@@ -41,16 +42,6 @@ leaves = st.one_of(
 trees = st.recursive(
     leaves, lambda t: st.lists(t, max_size=3) | st.dictionaries(st.one_of(st.text(max_size=5), st.integers(0, 9)), t, max_size=3)
 )
-
-
-def same(a, b) -> bool:
-    if isinstance(a, torch.Tensor):
-        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(v, b[k]) for k, v in a.items())
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return a == b and type(a) is type(b)
 
 
 @given(tree=trees)

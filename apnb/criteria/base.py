@@ -34,10 +34,12 @@ class Criterion:
     Attributes:
         statistic: (weight, gradient) -> tensor of the weight's shape, whose mean over attacked batches the score needs; None
             where it needs no gradient.
+        starts_anew: what the search learns starts from scratch, also in a trained network, and wants the large learning rate.
         keeps_masks: the search holds the exact number of connections itself; its masks are read off it, nothing is selected.
     """
 
     statistic: Callable[[Tensor, Tensor], Tensor] | None = None
+    starts_anew = False
     keeps_masks = False
 
     def __init__(self, variant: str = ""):

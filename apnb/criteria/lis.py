@@ -12,6 +12,8 @@ from apnb.mechanisms import LearnedScores
 class LeastImportance(Criterion):
     """s = |score|, learned."""
 
+    starts_anew = True
+
     def search(self, setting):
         return LearnedScores(setting.params, setting.target, setting.norms, setting.within)
 
