@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import io
+import json
 import os
 import socket
 import zipfile
@@ -26,6 +28,7 @@ from torch import Tensor
 
 from .chance import generator
 from .errors import Invalid, choose, nearest
+from .paths import data_path
 
 NAMES = ("digits", "cifar10", "svhn")
 AUGMENT = ("none", "crop", "crop_flip")
@@ -282,25 +285,34 @@ def data_root(root: str | Path | None = None) -> Path:
 
 def _digits() -> Dataset:
     """scikit-learn's 1797 hand-written digits of 8x8 pixels in 17 grey levels: 1097 train, 200 validation, 500 test."""
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    bunch = load_digits()
-    x = torch.from_numpy(bunch.images / 16).float().unsqueeze(1)
-    y = torch.from_numpy(bunch.target).long()
-    rest, test = train_test_split(np.arange(len(y)), test_size=500, stratify=y, random_state=0)
-    train, validation = train_test_split(rest, test_size=200, stratify=y[rest], random_state=0)
-    whole = Split(x, y)
+    x, y = _digits_images()
+    splits = json.loads(data_path("digits_splits.json").read_text(encoding="utf-8"))
+    test, validation = (torch.tensor(splits[part]) for part in ("test", "validation"))
+    train = torch.ones(len(y), dtype=torch.bool).index_fill(0, torch.cat([test, validation]), False).nonzero().squeeze(1)
+    whole = Split(torch.from_numpy(x / 16).float().unsqueeze(1), torch.from_numpy(y).long())
     return Dataset(
         name="digits",
-        train=whole.at(torch.from_numpy(np.sort(train))),
-        validation=whole.at(torch.from_numpy(np.sort(validation))),
-        test=whole.at(torch.from_numpy(np.sort(test))),
+        train=whole.at(train),
+        validation=whole.at(validation),
+        test=whole.at(test),
         classes=10,
         eps=0.15,
         labels=tuple("0123456789"),
         source="scikit-learn, load_digits (Alpaydin and Kaynak, 1998), pixels divided by 16",
     )
+
+
+def _digits_images() -> tuple[np.ndarray, np.ndarray]:
+    """Images (1797, 8, 8) from 0 to 16 and labels. scikit-learn's file is read where it lies: importing the package takes a second."""
+    found = importlib.util.find_spec("sklearn")
+    file = Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz" if found and found.origin else None
+    if file is None or not file.is_file():
+        from sklearn.datasets import load_digits
+
+        bunch = load_digits()
+        return bunch.images, bunch.target
+    table = np.loadtxt(file, delimiter=",", dtype=np.int64)
+    return table[:, :-1].reshape(-1, 8, 8), table[:, -1]
 
 
 def _from_torchvision(name: str, root: Path) -> Dataset:

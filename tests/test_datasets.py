@@ -123,6 +123,19 @@ def split_of(labels):
     return Split(torch.zeros(len(labels), 1, 1, 1), torch.tensor(labels))
 
 
+def test_the_embedded_digits_are_scikit_learn_s_in_the_split_that_it_draws():
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    bunch, digits = load_digits(), datasets.load("digits")
+    rest, test = train_test_split(np.arange(1797), test_size=500, stratify=bunch.target, random_state=0)
+    train, validation = train_test_split(rest, test_size=200, stratify=bunch.target[rest], random_state=0)
+    for split, index in ((digits.train, train), (digits.validation, validation), (digits.test, test)):
+        index = np.sort(index)
+        assert np.array_equal(split.x.squeeze(1).numpy(), (bunch.images[index] / 16).astype(np.float32))
+        assert np.array_equal(split.y.numpy(), bunch.target[index])
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.data(), st.sampled_from(["stratified", "random", "first"]))
 def test_subsets_are_exact_and_in_proportion(labels, data, how):
