@@ -189,7 +189,7 @@ def build(network: str | nn.Module, *, channels: int, classes: int, seed: int = 
     Raises `Invalid` for an unknown name, a failing import or factory, and anything that is not a network.
     """
     if isinstance(network, nn.Module):
-        return _copy(network)
+        return copied(network)
     if isinstance(network, type) and issubclass(network, nn.Module):
         raise Invalid(f"{network.__name__} is a class, not a network; give an instance, {network.__name__}(...)")
     if not isinstance(network, str):
@@ -306,7 +306,7 @@ def layers(net: nn.Module, sample: Tensor, classes: int = 2) -> tuple[Layer, ...
     """
     if sample.ndim != 4 or len(sample) == 0:
         raise Invalid(f"a sample of shape {tuple(sample.shape)} is no batch of images; expected (N, C, H, W)")
-    net = _copy(net).eval()
+    net = copied(net).eval()
     names: dict[int, str] = {}
     for name, parameter in net.named_parameters(remove_duplicate=False):
         if nn.parameter.is_lazy(parameter):
@@ -411,7 +411,8 @@ class _Flattenings(TorchFunctionMode):
         return maps if inputs.ndim == 2 and inputs.shape[1] == columns else 1
 
 
-def _copy(net: nn.Module) -> nn.Module:
+def copied(net: nn.Module) -> nn.Module:
+    """A deep copy; `Invalid` for a network that cannot be copied."""
     try:
         return copy.deepcopy(net)
     except Exception as error:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from apnb import __version__, datasets, networks
 from apnb.attacks.pgd import pgd
 from apnb.chance import generator
+from apnb.copies import bf16_body
 from apnb.datasets import Batches, Dataset, Split
 from apnb.devices import bf16_units, pick_device
 from apnb.errors import Invalid, choose
@@ -28,7 +29,7 @@ from apnb.mechanisms import FixedMasks, Model, Params, Progress
 from apnb.objectives import Objective, evaluating, objective
 from apnb.recipes import Recipe, budget
 from apnb.store import FORMAT, Store, digest
-from apnb.training import accuracy, bake_, bf16_body, sgd
+from apnb.training import accuracy, bake_, sgd
 
 PRECISIONS = ("auto", "fp32", "bf16")
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,40 +36,6 @@ def one_cycle(peak: float, warm: float = 0.2) -> Schedule:
         return peak * min(t / warm, (1 - t) / (1 - warm))
 
     return lr
-
-
-@contextmanager
-def bf16_body(net: nn.Module, ends: tuple[str, str], device_type: str, enabled: bool = True) -> Iterator[None]:
-    """bfloat16 autocast inside the network, with the modules named in ``ends`` (stem, classifier) kept in float32.
-
-    The ends matter: bfloat16 spacing near 1 is 2^-8, half of a perturbation of 8/255 would be rounded away at the input, and
-    logits lose the differences that gradients are made of. What leaves the stem is rounded, so that a residual stream that
-    starts there is carried in bfloat16 too. Only the network's own forward runs under autocast.
-    """
-    if not enabled:
-        yield
-        return
-    stem, classifier = (net.get_submodule(name) for name in ends)
-    with ExitStack() as undo:
-        scopes: list[Any] = []
-
-        def enter(on: bool) -> Callable:
-            def hook(module: nn.Module, args: tuple) -> tuple:
-                scope = torch.autocast(device_type, dtype=torch.bfloat16, enabled=on)
-                scope.__enter__()
-                scopes.append(scope)
-                return args if on else tuple(a.float() if isinstance(a, Tensor) else a for a in args)
-
-            return hook
-
-        def leave(module: nn.Module, args: tuple, out: Tensor) -> Tensor | None:
-            scopes.pop().__exit__(None, None, None)
-            return out.bfloat16() if module is stem is not classifier and isinstance(out, Tensor) else None
-
-        for module in dict.fromkeys((net, stem, classifier)):
-            undo.callback(module.register_forward_pre_hook(enter(module is net)).remove)
-            undo.callback(module.register_forward_hook(leave, always_call=True).remove)
-        yield
 
 
 def fit(

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from apnb import datasets
+from apnb.copies import bf16_body
 from apnb.datasets import Batches, Split
 from apnb.errors import Invalid
 from apnb.events import Batch, Epoch
@@ -19,7 +20,7 @@ from apnb.mechanisms import Admm, Connectivity, Dynamic, FixedMasks, LearnedScor
 from apnb.networks import build, layers
 from apnb.objectives import objective
 from apnb.store import load_tree, save_tree
-from apnb.training import Model, accuracy, bf16_body, cosine, fit, mean_statistic, one_cycle
+from apnb.training import Model, accuracy, cosine, fit, mean_statistic, one_cycle
 
 EPS = 0.15
 DIGITS = datasets.load("digits")

@@ -10,12 +10,13 @@ import torch.nn.functional as F
 
 from apnb import networks
 from apnb.chance import generator
+from apnb.copies import bf16_body
 from apnb.datasets import Batches, Split
 from apnb.devices import bf16_units
 from apnb.masks import Target
 from apnb.mechanisms import FixedMasks
 from apnb.objectives import objective
-from apnb.training import bf16_body, fit, sgd
+from apnb.training import fit, sgd
 
 EPS, STEPS = 8 / 255, 10
 
