@@ -27,6 +27,7 @@ _WHERE = {
     "open_run": "runs",
     "Run": "runs",
     "evaluate": "evaluation",
+    "compare": "evaluation",
     "Evaluation": "evaluation",
     "sweep": "sweeps",
     "table": "sweeps",
@@ -34,7 +35,10 @@ _WHERE = {
     "Dataset": "datasets",
     "Lab": "widgets.lab",
 }
-_MODULES = ("datasets", "evaluation", "events", "masks", "networks", "plots", "recipes", "store", "sweeps", "taxonomy")
+_MODULES = (
+    "checkpoints", "curves", "datasets", "diagnostics", "evaluation", "events", "masks", "networks", "plots", "recipes", "report",
+    "store", "sweeps", "taxonomy",
+)  # fmt: skip
 
 __all__ = [*_WHERE, *_MODULES]
 

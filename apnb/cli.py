@@ -159,51 +159,142 @@ def sweep(
 
 
 def evaluate(
-    what: Annotated[str, "A run's key (see 'apnb runs list') or package:factory, a function that returns a network."],
+    what: Annotated[str, "A run's key (see 'apnb runs list'), a file of weights (with --network), or package:factory."],
     data: Annotated[str | None, "digits, cifar10, svhn, folder:PATH or npz:PATH (default: the run's own, else digits)."] = None,
+    network: Annotated[
+        str | None, "What the weights of a file belong to: resnet18, vgg16, cnn, resnet8 or package:factory."
+    ] = None,
     eps: Annotated[float | None, "Radius of the ball (default: the run's, else the data set's)."] = None,
     attacks: ATTACKS = "standard",
+    distances: Annotated[str, "none; fmn: also look for the smallest perturbations; hofmn: the same, tuned."] = "none",
     n: Annotated[int | None, "Test images to attack (default: all)."] = None,
     subset: Annotated[str, "How n images are drawn: stratified, random or first."] = "stratified",
     seed: Annotated[int, "Of the draw and of the attacks."] = 0,
+    batch: Annotated[int | None, "Images attacked together (default: 128, on a GPU 512)."] = None,
+    precision: Annotated[
+        str, "Of the attacks: fp32, or bf16 (needs the hardware); verdicts are always taken in float32."
+    ] = "fp32",
+    engine: Annotated[str, "Who attacks: apnb, or pyautoattack, the authors' package; verdicts are the same."] = "apnb",
+    parent: Annotated[
+        str | None, "The dense network of a pruned one, given like WHAT: do its adversarial images transfer?"
+    ] = None,
     device: DEVICE = "auto",
     threads: THREADS = 0,
     store: STORE = None,
+    save: Annotated[
+        Path | None, "Keep progress in this file and go on from it (a run's evaluation is kept in the store)."
+    ] = None,
+    report: Annotated[Path | None, "Also write a page (.html): verdict, curve, images, diagnostics."] = None,
+    curve: Annotated[Path | None, "Also write the distances (.npz), for 'apnb curves'."] = None,
     json_: JSON = False,
 ) -> int:
-    """Attack a network and count what stands, with an interval."""
-    from apnb import datasets, networks
+    """Attack a network and count what stands, with an interval, and say whether to believe it."""
+    from apnb import curves, plots
     from apnb.devices import pick_device
-    from apnb.errors import choose
-    from apnb.evaluation import MODES, check_points, evaluate_stream
-    from apnb.runs import open_run, stored_evaluation
+    from apnb.evaluation import check_points, evaluate_stream
+    from apnb.runs import stored_evaluation
     from apnb.store import Store
 
+    for path in (report, curve):
+        if path is not None:
+            plots.writable(path, (".html",) if path is report else (".npz",))
+    given = Network(what, data, network, eps, store)
+    use_threads(threads, given.name)
+    check_points(n, given.dataset)
     options = {
-        "n": n, "attacks": choose(attacks, MODES, "attack mode"), "subset": choose(subset, datasets.SUBSETS, "way to draw points"),
-        "seed": seed, "device": pick_device(device),
+        "n": n, "attacks": attacks, "distances": distances, "subset": subset, "seed": seed, "batch": batch, "precision": precision,
+        "engine": engine, "device": pick_device(device),
     }  # fmt: skip
-    if ":" in what:
-        dataset = datasets.load(data or "digits", eps=eps)
-        use_threads(threads, what)
-        model = networks.build(what, channels=dataset.channels, classes=dataset.classes)
-        events = evaluate_stream(model, dataset, **options)
+    if parent is not None:
+        options["parent"] = Network(parent, data or given.data, network, eps, store).model
+    if given.run is None or save is not None:
+        events = evaluate_stream(given.model, given.dataset, save=save, **options)
     else:
-        found = open_run(what, store=store)
-        if (data := data or found.summary["given"]["data"]) is None:
-            raise Invalid(f"run {found.key[:12]} was made with data given as an object; name them with --data")
-        dataset = datasets.load(data, eps=found.summary["eps"] if eps is None else eps)
-        use_threads(threads, found.summary["network"])
-        check_points(n, dataset)
-        events = stored_evaluation(Store(store), found.key, found.model, dataset, **options)
+        events = stored_evaluation(Store(store), given.run.key, given.model, given.dataset, **options)
     with Watch() as watch:
-        report = watch.follow(events)
+        result = watch.follow(events)
     if json_:
-        print(json.dumps(report.summary(), indent=1))
+        print(json.dumps(result.summary(), indent=1))
     else:
-        print(report)
-        for sentence in report.warnings:
+        print(result)
+        for sentence in result.warnings:
             note(sentence)
+        doubts = [f for f in result.diagnostics if f.verdict in ("doubtful", "failed")]
+        for f in doubts:
+            note(f"{f.indicator}: {f.verdict}: {f.meaning}; {f.advice}")
+        if result.diagnostics and not doubts:
+            looked = sum(f.verdict == "fine" for f in result.diagnostics)
+            note(f"believable: of the {looked} signs of a failed attack that were looked for none was seen")
+    if report is not None:
+        from apnb.report import write
+
+        note(f"the report: {write(result, report, title=f'{what} on {given.dataset.name}')}")
+    if curve is not None:
+        note(f"the distances: {curves.write(curve, result.curve(what))}")
+    return 0
+
+
+class Network:
+    """What a person names as a network: a run's key, a file of weights, or package:factory; with the data it is judged on."""
+
+    def __init__(self, what: str, data: str | None, network: str | None, eps: float | None, store: Path | None):
+        from apnb import checkpoints, datasets, networks
+        from apnb.runs import open_run
+
+        self.run = None
+        self.data = data or "digits"
+        if Path(what).is_file():
+            if network is None:
+                raise Invalid(f"{what} holds weights; name the network they belong to with --network, such as resnet18")
+            self.dataset, self.name = datasets.load(self.data, eps=eps), network
+            self.model = checkpoints.load(what, network, channels=self.dataset.channels, classes=self.dataset.classes)
+        elif ":" in what:
+            self.dataset, self.name = datasets.load(self.data, eps=eps), what
+            self.model = networks.build(what, channels=self.dataset.channels, classes=self.dataset.classes)
+        elif Path(what).suffix in (".pt", ".pth", ".tar", ".t7", ".safetensors"):
+            raise Invalid(f"there is no file {what}; give a file of weights, a run's key or package:factory")
+        else:
+            self.run = open_run(what, store=store)
+            known = data or self.run.summary["given"]["data"]
+            if known is None:
+                raise Invalid(f"run {self.run.key[:12]} was made with data given as an object; name them with --data")
+            self.data = known
+            self.dataset = datasets.load(known, eps=self.run.summary["eps"] if eps is None else eps)
+            self.name, self.model = self.run.summary["network"], self.run.model
+
+
+def curves(
+    files: Annotated[list[str], "Distances: files of 'apnb evaluate --curve' (.npz), or the survey's own (.pickle)."],
+    out: Annotated[Path, "The figure: .html, .png or .svg."] = Path("curves.html"),
+    eps: Annotated[float | None, "The radius to mark and compare at (default: the files' own)."] = None,
+    json_: JSON = False,
+) -> int:
+    """Security curves: robust accuracy at every radius, of several networks in one figure."""
+    from apnb import plots
+    from apnb.curves import load_all
+
+    plots.writable(out)
+    loaded = load_all([Path(f) for f in files])
+    figure = plots.security_curve(loaded, eps=eps)
+    at = eps if eps is not None else loaded[0].eps
+    rows = [
+        {
+            "name": d.name,
+            "n": str(len(d.value)),
+            "clean %": f"{100 * d.accuracy(0.0):.1f}",
+            f"at {at:.4g} %": f"{100 * d.accuracy(at):.1f}",
+            "median": f"{d.median:.4g}",
+            "area to 0.15": f"{d.area(0.15):.4g}",
+            "found by": d.method,
+        }
+        for d in loaded
+    ]
+    if json_:
+        print(json.dumps(rows, indent=1))
+    else:
+        show(rows, title="robust accuracy is an upper bound, found by these attacks")
+    plots.save(figure, out)
+    note(f"the curves: {out}")
     return 0
 
 
@@ -326,7 +417,12 @@ def runs_list(store: STORE = None, json_: JSON = False) -> int:
     if json_:
         print(json.dumps({"runs": rows, "damaged": damaged}, indent=1))
         return 0
-    show([{"key": r["key"][:12], **r} for r in result_rows(rows)], title=f"{len(rows)} in {Store(store).root}")
+    print(f"{len(rows)} in {Store(store).root}")
+    alike: dict[tuple, list[dict]] = {}
+    for row in rows:
+        alike.setdefault((row["data"], row["eps"]), []).append(row)
+    for (data, eps), some in alike.items():  # accuracies under different eps stay apart
+        show(result_rows(some), title=f"\n{data}" + ("" if eps is None else f", eps {eps:.4g}"))
     for sentence in damaged:
         note(sentence)
     return 0
@@ -402,7 +498,8 @@ def runs_import(zip: Annotated[Path, "A file that 'apnb runs export' wrote."], s
 
 
 COMMANDS: dict[str, Callable[..., int]] = {
-    "demo": demo, "lab": lab, "run": run, "sweep": sweep, "evaluate": evaluate, "methods": methods, "doctor": doctor,
+    "demo": demo, "lab": lab, "run": run, "sweep": sweep, "evaluate": evaluate, "curves": curves, "methods": methods,
+    "doctor": doctor,
 }  # fmt: skip
 RUNS: dict[str, Callable[..., int]] = {
     "list": runs_list, "show": runs_show, "rm": runs_rm, "clean": runs_clean, "export": runs_export, "import": runs_import,
@@ -480,6 +577,7 @@ def result_rows(rows: Any) -> list[dict[str, str]]:
                 "robust %": f"{100 * r['robust']:.1f}" if standing else "",
                 "interval": f"[{100 * r['low']:.1f}, {100 * r['high']:.1f}]" if standing else "",
                 "n": f"{r['n']:.0f}" if standing else "",
+                "eps": f"{r['eps']:.4g}" if standing else "",
                 "attacks": {"standard": "AutoAttack"}.get(r["attacks"], r["attacks"]) if standing else "",
                 "seconds": f"{r['seconds'] + (r['attack_seconds'] or 0):.0f}",
             }
@@ -535,6 +633,8 @@ class Watch:
 
     def __call__(self, event: Any) -> None:
         name = f"attack: {event.metrics['attack']}" if event.kind == "attacked" else event.stage
+        if event.kind == "attacked" and event.metrics["attack"] == "glance":
+            return self.say(f"a first look: {_judged(event.metrics)}")
         if event.kind in ("batch", "attacked"):
             if name != self.stage:
                 self.stage = name
@@ -556,8 +656,14 @@ class Watch:
                 text += f"; collapsed to one unit: {', '.join(m['collapsed'])}"
         if event.kind == "attacked" and event.step == event.of:
             text = f"{name}: {event.metrics['robust']:.1%} of {event.metrics['n']} stand"
+        elif event.kind == "attacked":
+            text = f"{name}: {event.step} of {event.of} points, {_judged(event.metrics)}"
         if text:
-            (self.bar.console.print if self.bar is not None else note)(text)
+            self.say(text)
+
+    def say(self, text: str) -> None:
+        """A line above the bar."""
+        (self.bar.console.print if self.bar is not None else note)(text)
 
     def follow(self, stream: Any) -> Any:
         """Consume a generator of events and return what it returns."""
@@ -566,6 +672,10 @@ class Watch:
                 self(next(stream))
             except StopIteration as end:
                 return end.value
+
+
+def _judged(m: Any) -> str:
+    return f"robust at most about {m['estimate']:.1%} [{m['low']:.1%}, {m['high']:.1%}], judged from {m['seen']} points"
 
 
 # --- from functions to a command line -------------------------------------------------------------------------------------------

@@ -2,41 +2,50 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
+import dataclasses
 import math
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from apnb import datasets
+from apnb import networks
 from apnb.attacks import autoattack as aa
-from apnb.attacks.pgd import pgd
+from apnb.attacks.fmn import Configuration, fmn
+from apnb.attacks.hofmn import search, survey
+from apnb.attacks.pgd import ascend, pgd
 from apnb.chance import generator
+from apnb.copies import PRECISIONS, exact, fast, full_precision
+from apnb.curves import Distances
+from apnb.datasets import SUBSETS, Dataset, points
+from apnb.datasets import subset as draw_subset
 from apnb.devices import pick_device
+from apnb.diagnostics import Finding, diagnose
 from apnb.errors import Invalid, choose
-from apnb.events import Attacked, Event
+from apnb.events import Event
+from apnb.store import digest, load_tree, save_tree
+from apnb.verdicts import GLANCE, Counted, Work, check_network, verify, wilson
 
 if TYPE_CHECKING:
     import pandas as pd
 
 MODES = {"standard": aa.STANDARD, "lite": aa.LITE, "pgd": ("pgd",)}
 """standard: AutoAttack. lite: its first two attacks, an upper bound of AutoAttack. pgd: PGD-50, a quick look, a looser bound."""
-TOLERANCE = 1e-6
-"""How far beyond eps float32 rounding may carry a pixel."""
-
-
-def wilson(k: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's 95 % interval for k successes of n, as shares (Wilson 1927). It covers the sampling of the points, nothing else."""
-    p = k / n
-    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    scale = 1 + z * z / n
-    return min(p, max(0.0, (centre - half) / scale)), max(p, min(1.0, (centre + half) / scale))  # rounding leaves p inside
+NAMES = {"standard": "AutoAttack", "lite": "APGD-CE + APGD-T", "pgd": "PGD-50"}
+"""What the modes are called where people read."""
+DISTANCES = {
+    "none": "the attacks' own images, which lie at eps, and FAB's nearest ones; distances=True looks for the smallest",
+    "fmn": "point-wise minimum over the attacks' images, FAB's nearest ones and FMN with several losses",
+    "hofmn": "point-wise minimum over the attacks' images, FAB's nearest ones, FMN with several losses, and HO-FMN",
+}
+"""What is looked for, and how the result is named."""
+TIE = 1e-5
+"""Two logits closer than this are a tie, which another machine may decide otherwise."""
 
 
 @dataclass(frozen=True)
@@ -44,31 +53,51 @@ class Evaluation:
     """Verdicts on n test images. Robust accuracy is an upper bound, found by these attacks.
 
     Attributes:
-        index: int64 (n,), positions in the test split. label, prediction: int64 (n,), the latter on clean images.
-        robust: bool (n,), classified correctly and not broken by any attack; a broken point was verified.
+        index: int64 (n,), positions in the test split, rising. label, prediction: int64 (n,), the latter on clean images.
         broken_by: for each point the attack's name, "clean" if it was wrong before any attack, "" if it stands.
-        attacks: the mode (standard, lite, pgd). eps: radius of the ball, in the scale of images in [0, 1].
+        norm: float32 (n,), max |x' - x| of the image that counts; 0 where the clean image is wrong, inf where the point stands.
+        margin: float32 (n,), logit of the label minus the best other one, on the image that counts, the clean one if none does.
+        forwards: float32 (n,), images passed through the network for this point: those of its batches, shared out evenly.
+        spent: float32 (n,), seconds of the attacks on its batches, shared out evenly.
+        distances: float32 (n,), smallest verified max |x' - x| over everything that was run; 0 and inf as in `norm`.
+        distances_by: how they were found. data, attacks, eps, precision, batch, subset, seed: what was asked for.
         examples: of up to 32 broken points: x, x_adv (k, C, H, W), label, before, after (k,), index.
-        warnings: sentences. seconds: wall-clock time. subset, seed: how the points were drawn.
+        adversarial: float32 (n, C, H, W), the images that count, the clean one elsewhere; None unless it was asked for.
+        warnings: sentences. diagnostics: is it believable. seconds: wall-clock time.
     """
 
     index: Tensor
     label: Tensor
     prediction: Tensor
-    robust: Tensor
     broken_by: tuple[str, ...]
+    norm: Tensor
+    margin: Tensor
+    forwards: Tensor
+    spent: Tensor
+    distances: Tensor
     attacks: str
     eps: float
     subset: str
     seed: int
+    data: str = ""
+    distances_by: str = DISTANCES["none"]
+    precision: str = "fp32"
+    batch: int = 0
     seconds: float = 0.0
     warnings: tuple[str, ...] = ()
+    diagnostics: tuple[Finding, ...] = ()
     examples: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    adversarial: Tensor | None = field(default=None, repr=False)
 
     @property
     def n(self) -> int:
         """Points evaluated."""
         return len(self.label)
+
+    @property
+    def robust(self) -> Tensor:
+        """bool (n,), classified correctly and not broken by any attack; a broken point was verified."""
+        return torch.tensor([by == "" for by in self.broken_by], dtype=torch.bool)
 
     @property
     def clean_accuracy(self) -> float:
@@ -90,8 +119,20 @@ class Evaluation:
         """Wilson's 95 % interval of `clean_accuracy`."""
         return wilson(int((self.prediction == self.label).sum()), self.n)
 
+    @property
+    def borderline(self) -> Tensor:
+        """int64 (k,), positions in the test split of points whose verdict hangs on a tie of two logits (`TIE`)."""
+        return self.index[self.margin.abs() <= TIE]
+
+    def curve(self, name: str = "") -> Distances:
+        """The `distances` as a security curve, for `apnb.plots.security_curve` and for a file (`apnb.curves.write`)."""
+        return Distances(
+            value=self.distances, name=name or "evaluated here", method=self.distances_by, index=self.index, label=self.label,
+            data=self.data, eps=self.eps,
+        )  # fmt: skip
+
     def frame(self) -> pd.DataFrame:
-        """One row a point: index, label, prediction, robust, broken_by."""
+        """One row a point: index, label, prediction, robust, broken_by, norm, margin, distance, forwards, seconds."""
         import pandas as pd
 
         return pd.DataFrame(
@@ -101,6 +142,11 @@ class Evaluation:
                 "prediction": self.prediction.numpy(),
                 "robust": self.robust.numpy(),
                 "broken_by": list(self.broken_by),
+                "norm": self.norm.numpy(),
+                "margin": self.margin.numpy(),
+                "distance": self.distances.numpy(),
+                "forwards": self.forwards.numpy(),
+                "seconds": self.spent.numpy(),
             }
         )
 
@@ -115,96 +161,45 @@ class Evaluation:
             "n": self.n,
             "attacks": self.attacks,
             "eps": self.eps,
+            "precision": self.precision,
             "subset": self.subset,
             "seed": self.seed,
             "seconds": self.seconds,
+            "borderline": self.borderline.tolist(),
             "warnings": list(self.warnings),
+            "diagnostics": [dataclasses.asdict(f) for f in self.diagnostics],
         }
 
     def __str__(self) -> str:
         low, high = self.interval
-        name = {"standard": "AutoAttack", "lite": "APGD-CE + APGD-T", "pgd": "PGD-50"}[self.attacks]
+        how = NAMES[self.attacks] + (", attacked in bf16" if self.precision == "bf16" else "")
         return (
-            f"clean {self.clean_accuracy:.1%}, robust at most {self.robust_accuracy:.1%} [{low:.1%}, {high:.1%}] "
-            f"({name}, eps {self.eps:.4g}, n = {self.n})"
+            f"clean {self.clean_accuracy:.1%}, robust at most {self.robust_accuracy:.1%} [{low:.1%}, {high:.1%}]: an upper bound, "
+            f"found by {how} (eps {self.eps:.4g}, n = {self.n})"
         )
 
     def to_tree(self) -> dict:
-        """For the store: `from_tree` takes it back."""
-        return {**vars(self), "broken_by": list(self.broken_by), "warnings": list(self.warnings)}
+        """For a file: `from_tree` takes it back."""
+        told = [dataclasses.asdict(f) for f in self.diagnostics]
+        return {**vars(self), "broken_by": list(self.broken_by), "warnings": list(self.warnings), "diagnostics": told}
+
+    @classmethod
+    def load(cls, path: str | Path) -> Evaluation:
+        """What ``evaluate(..., save=path)`` left in a file.
+
+        Raises:
+            Invalid: no such file, one that is damaged or no evaluation, or an evaluation that is not finished.
+        """
+        tree = _read(Path(path))
+        if tree["report"] is None:
+            raise Invalid(f"the evaluation in {path} is not finished; call evaluate with the same arguments and save to go on")
+        return cls.from_tree(tree["report"])
 
     @classmethod
     def from_tree(cls, tree: dict) -> Evaluation:
         """What `to_tree` gave."""
-        return cls(**{**tree, "broken_by": tuple(tree["broken_by"]), "warnings": tuple(tree["warnings"])})
-
-
-_TF32 = threading.Lock()
-_USERS: list[int] = []
-_BEFORE: list[bool] = []
-
-
-@contextlib.contextmanager
-def full_precision() -> Iterator[None]:
-    """float32 means float32: no autocast, no TF32."""
-    with _TF32:  # a switch of the whole process: the first user turns it off, the last one puts it back
-        if not _USERS:
-            _BEFORE[:] = [torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32]
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        _USERS.append(1)
-    try:
-        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
-            yield
-    finally:
-        with _TF32:
-            _USERS.pop()
-            if not _USERS:
-                torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = _BEFORE
-
-
-@torch.no_grad()
-def verify(net: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, eps: float) -> Tensor:
-    """Which candidates are adversarial: finite, in the box, in the ball, and misclassified twice in full precision.
-
-    Args:
-        net: the network itself, in evaluation mode. x, x_adv: (N, C, H, W) float32; y: (N,).
-
-    Returns:
-        bool (N,).
-    """
-    flat = x_adv.flatten(1)
-    inside = flat.isfinite().all(1) & (flat >= 0).all(1) & (flat <= 1).all(1)
-    inside &= (flat - x.flatten(1)).abs().amax(1) <= eps + TOLERANCE
-    safe = torch.where(inside[:, None, None, None], x_adv, x)
-    with full_precision():
-        wrong = (net(safe).argmax(1) != y) & (net(safe).argmax(1) != y)
-    return inside & wrong
-
-
-def _checked(net: nn.Module, x: Tensor, classes: int) -> None:
-    """Refuse what cannot be evaluated: images outside [0, 1], logits that are not logits, a network that draws random numbers."""
-    if not (float(x.min()) >= 0 and float(x.max()) <= 1):
-        raise Invalid(
-            f"images must lie in [0, 1], these run from {float(x.min()):.3g} to {float(x.max()):.3g}; put normalisation inside the network"
-        )
-    try:
-        with torch.no_grad(), full_precision():
-            a, b = net(x[:32]), net(x[:32])
-    except RuntimeError as error:
-        shape, reason = ", ".join(map(str, x.shape[1:])), str(error).splitlines()[0]
-        raise Invalid(f"the network cannot take images of shape (N, {shape}): {reason}") from None
-    if not isinstance(a, Tensor) or a.ndim != 2 or a.shape[1] < 2:
-        shape = tuple(a.shape) if isinstance(a, Tensor) else type(a).__name__
-        raise Invalid(f"a network must return logits of shape (N, classes) with at least 2 classes, this one returned {shape}")
-    if not a.isfinite().all():
-        raise Invalid("the network returns NaN or infinite logits on clean images; it cannot be evaluated")
-    if a.shape[1] < classes:
-        raise Invalid(f"the network has {a.shape[1]} outputs but the labels name {classes} classes")
-    if not torch.allclose(a, b, atol=1e-5, rtol=1e-4):
-        raise Invalid(
-            "the network gives different logits for the same images: it draws random numbers, and attacks that look once would "
-            "overrate it; evaluate its deterministic form"
-        )
+        told = tuple(Finding(**f) for f in tree["diagnostics"])
+        return cls(**{**tree, "broken_by": tuple(tree["broken_by"]), "warnings": tuple(tree["warnings"]), "diagnostics": told})
 
 
 def default_batch(device: torch.device) -> int:
@@ -212,7 +207,7 @@ def default_batch(device: torch.device) -> int:
     return 128 if device.type == "cpu" else 512
 
 
-def check_points(n: int | None, dataset: datasets.Dataset) -> None:
+def check_points(n: int | None, dataset: Dataset) -> None:
     """Refuse a number of points that the test split cannot give."""
     if n is not None and (isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= len(dataset.test)):
         raise Invalid(
@@ -225,135 +220,350 @@ def evaluate_stream(
     data: Any,
     *,
     eps: float | None = None,
+    norm: str = "linf",
     n: int | None = None,
     attacks: str = "standard",
+    distances: bool | str = False,
     subset: str = "stratified",
     seed: int = 0,
     batch: int | None = None,
     device: str | torch.device | None = None,
+    precision: str = "fp32",
+    engine: str = "apnb",
+    adversarial: bool = False,
+    diagnostics: bool = True,
+    parent: nn.Module | None = None,
+    save: str | Path | None = None,
+    key: str | None = None,
 ) -> Iterator[Event]:
-    """`evaluate` as a stream: an `Attacked` event after every batch; the generator returns the `Evaluation`."""
+    """`evaluate` as a stream: an `Attacked` event after every batch; the generator returns the `Evaluation`.
+
+    Metrics of an event: ``attack``; ``robust``, the share of all ``n`` points that still stand; ``estimate``, ``low`` and ``high``,
+    robust accuracy and Wilson's interval judged from the ``seen`` points that were attacked at least once. The first event, "glance",
+    comes from one gradient step on a few images and is no verdict.
+    """
     if not isinstance(model, nn.Module):
         raise Invalid(f"evaluate takes a torch.nn.Module, got {type(model).__name__}; of a run give run.model")
-    attacks, subset = choose(attacks, MODES, "attack mode"), choose(subset, datasets.SUBSETS, "way to draw points")
-    dataset = datasets.points(data, eps=eps)
-    started = time.perf_counter()
+    if str(norm).lower() != "linf":
+        raise Invalid(f"norm {norm!r} cannot be evaluated: attacks, distances and the benchmark here are all in 'linf'")
+    attacks, subset = choose(attacks, MODES, "attack mode"), choose(subset, SUBSETS, "way to draw points")
+    precision, engine = choose(precision, PRECISIONS, "precision"), choose(engine, aa.ENGINES, "attack engine")
+    wanted = {False: "none", True: "fmn"}.get(distances, distances)
+    distances = choose(wanted, DISTANCES, "kind of distances")
+    dataset = points(data, eps=eps)
     device = pick_device(device if device is not None else next((p.device for p in model.parameters()), "cpu"))
     check_points(n, dataset)
-    index = torch.arange(len(dataset.test)) if n is None else datasets.subset(dataset.test, n, how=subset, seed=seed)
-    x, y = dataset.test.images(index).to(device), dataset.test.y[index].to(device)
-    net = copy.deepcopy(model).to(device).float().eval().requires_grad_(False)
-    _checked(net, x, dataset.classes)
-    if batch is None:
-        batch = default_batch(device)
+    batch = default_batch(device) if batch is None else batch
     if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
         raise Invalid(f"the batch is {batch!r} images, expected a whole number of at least 1")
-    with torch.no_grad(), full_precision():
-        logits = torch.cat([net(part) for part in x.split(batch)])
-    if not logits.isfinite().all():
-        raise Invalid("the network returns NaN or infinite logits on clean images; it cannot be evaluated")
-    prediction = logits.argmax(1)
-    robust = prediction == y
-    broken_by = ["" if ok else "clean" for ok in robust.tolist()]
-    total = len(y)
-    yield Attacked(stage="evaluate", of=total, metrics={"attack": "clean", "robust": float(robust.float().mean()), "n": total})
-
-    classes = logits.shape[1]
-    names, notes = aa.attacks_for(MODES[attacks], classes)
-    if attacks == "pgd":
-        draw = generator(seed, "pgd", device=device)
-        engine = {"pgd": lambda a, b: pgd(net, a, b, eps=dataset.eps, steps=50, generator=draw)}
-    else:
-        engine = aa.autoattack(net, eps=dataset.eps, classes=classes, seed=seed, device=device, notes=notes)
-    kept: list[tuple[int, Tensor]] = []
-    for name in names:
-        todo = robust.nonzero().squeeze(1)
-        done = 0
-        while done < len(todo):
-            part = todo[done : done + batch]
-            try:
-                with full_precision():
-                    x_adv = engine[name](x[part], y[part])
-                broken = part[verify(net, x[part], y[part], x_adv, dataset.eps)]
-            except torch.cuda.OutOfMemoryError:
-                if batch == 1:
-                    raise Invalid("the GPU has no room for a single image; use --device cpu or a smaller network") from None
-                torch.cuda.empty_cache()
-                batch = max(1, batch // 2)
-                notes.append(f"the GPU ran out of memory: attacked in batches of {batch}")
-                continue
-            robust[broken] = False
-            where = {p: i for i, p in enumerate(part.tolist())}
-            for i in broken.tolist():
-                broken_by[i] = name
-                if len(kept) < 32:
-                    kept.append((i, x_adv[where[i]].clone()))
-            done += len(part)
-            yield Attacked(
-                stage="evaluate",
-                step=done,
-                of=len(todo),
-                metrics={"attack": name, "robust": float(robust.float().mean()), "n": total},
-            )
-    return Evaluation(
-        index=index.cpu(),
-        label=y.cpu(),
-        prediction=prediction.cpu(),
-        robust=robust.cpu(),
-        broken_by=tuple(broken_by),
-        attacks=attacks,
-        eps=dataset.eps,
-        subset="all" if n is None else subset,
-        seed=seed,
-        seconds=time.perf_counter() - started,
-        warnings=tuple(notes),
-        examples=_examples(net, x, y, prediction, index, kept),
-    )
-
-
-def _examples(net: nn.Module, x: Tensor, y: Tensor, prediction: Tensor, index: Tensor, kept: list) -> dict[str, Tensor]:
-    if not kept:
-        return {}
-    at = torch.tensor([i for i, _ in kept], device=x.device)
-    x_adv = torch.stack([a for _, a in kept])
-    with torch.no_grad(), full_precision():
-        after = net(x_adv).argmax(1)
-    found = {
-        "index": index.to(x.device)[at],
-        "x": x[at],
-        "x_adv": x_adv,
-        "label": y[at],
-        "before": prediction[at],
-        "after": after,
+    index = torch.arange(len(dataset.test)) if n is None else draw_subset(dataset.test, n, how=subset, seed=seed)
+    order = torch.arange(len(index)) if subset == "first" else torch.randperm(len(index), generator=generator("order", seed))
+    x, y = dataset.test.images(index).to(device), dataset.test.y[index].to(device)
+    net = exact(model, device)
+    check_network(net, x, dataset.classes)
+    work = Work(net, x, y, order, eps=dataset.eps, batch=batch, keep=adversarial, notes=_told(model))
+    mode = {
+        "attacks": attacks,
+        "eps": dataset.eps,
+        "precision": precision,
+        "subset": "all" if n is None else subset,
+        "seed": seed,
     }
-    return {k: v.cpu() for k, v in found.items()}
+    if save is not None:
+        options = {**mode, "n": n, "batch": batch, "engine": engine, "distances": distances, "adversarial": adversarial,
+                   "diagnostics": diagnostics, "parent": None if parent is None else networks.identity(parent)}  # fmt: skip
+        key = key or _key(model, dataset, options)
+        stored = _stored(Path(save), key)
+        if stored and stored["report"] is not None:
+            return Evaluation.from_tree(stored["report"])
+        if stored:
+            work.resume(stored["state"])
+        work.save = lambda: save_tree(Path(save), {"key": key, "report": None, "state": work.state})
+    work.fast = Counted(fast(net, x[order[:GLANCE]], precision))
+    inside = Counted(net)
+    work.counted = [work.fast, inside]
+    yield from _glance(work)
+
+    classes = work.fast(x[:1]).shape[1]
+    chosen, notes = aa.attacks_for(MODES[attacks], classes)
+    state = work.state
+    state["notes"] += [note for note in notes if note not in state["notes"]]
+    made: dict[int, dict[str, aa.Attack]] = {}
+
+    def engines(of: nn.Module) -> dict[str, aa.Attack]:
+        """The attacks on the fast copy, or, where it was mistaken, on the network itself."""
+        target = of if of is work.fast else inside
+        if id(target) not in made:
+            if attacks == "pgd":
+                made[id(target)] = {"pgd": lambda a, b: (_pgd50(target, a, b, dataset.eps, seed, state["done"]), None)}
+            else:
+                made[id(target)] = aa.ENGINES[engine](
+                    target, eps=dataset.eps, classes=classes, seed=seed, device=device, notes=state["notes"]
+                )
+        return made[id(target)]
+
+    def steps() -> Iterator[Iterator[Event]]:
+        yield work.each("clean", lambda: order, work.look, first=True)
+        for i, name in enumerate(chosen):
+            yield work.each(name, work.standing, partial(work.attack, name, engines), first=i == 0)
+        for c in _configurations(distances, dataset, index, net, seed, state, classes):
+            yield work.each(f"FMN {c.name}", work.right, partial(work.measure, c.name, partial(_nearest, configuration=c)))
+
+    for i, step in enumerate(steps()):
+        if i >= state["step"]:
+            yield from step
+    state["notes"] += _noticed(work, attacks)
+    found = ()
+    if diagnostics:
+        other = None if parent is None else exact(parent, device)
+        found = diagnose(net, x, y, eps=dataset.eps, seed=seed, broken_by=state["broken_by"], attacks=chosen, parent=other)
+    report = Evaluation(
+        index=index, label=y.cpu(), **{k: state[k] for k in ("prediction", "norm", "margin", "forwards", "spent", "distances")},
+        broken_by=tuple(state["broken_by"]), **mode, data=dataset.name, distances_by=DISTANCES[distances], batch=state["batch"],
+        seconds=work.before + time.perf_counter() - work.started, warnings=tuple(state["notes"]), diagnostics=found,
+        examples=work.examples(index), adversarial=state["adversarial"],
+    )  # fmt: skip
+    if save is not None:
+        save_tree(Path(save), {"key": key, "report": report.to_tree(), "state": None})
+    return report
 
 
-def evaluate(model: nn.Module, data: Any, **options: Any) -> Evaluation:
+def _told(model: nn.Module) -> list[str]:
+    """What to say of a network before anything is measured."""
+    if not (model.training and any(isinstance(m, nn.modules.dropout._DropoutNd) for m in model.modules())):
+        return []
+    return ["the network was given in training mode, with dropout: a copy of it was evaluated in evaluation mode"]
+
+
+def _key(model: nn.Module, dataset: Dataset, options: dict) -> str:
+    """What an evaluation kept in a file is an evaluation of."""
+    network = networks.identity(model, channels=dataset.channels, classes=dataset.classes)
+    return digest({"network": network, "data": dataset.fingerprint, "attacked": list(MODES[options["attacks"]]), **options})
+
+
+def _stored(path: Path, key: str) -> dict | None:
+    """What a file holds of the evaluation that is asked for; None if there is no such file."""
+    if not path.exists():
+        return None
+    tree = _read(path)
+    if tree["key"] != key:
+        raise Invalid(
+            f"{path} holds an evaluation of another network, other images or other options; give another file, or remove this one"
+        )
+    return tree
+
+
+def _read(path: Path) -> dict:
+    tree = load_tree(path)
+    if not isinstance(tree, dict) or tree.keys() != {"key", "report", "state"}:
+        raise Invalid(f"{path} holds something else than an evaluation; give another file")
+    return tree
+
+
+def _glance(work: Work) -> Iterator[Event]:
+    """A first figure: one signed gradient step of size eps on a few images (Goodfellow et al. 2015). It changes no verdict."""
+    at = work.order[:GLANCE]
+    x, y = work.x[at], work.y[at]
+    with full_precision():
+        try:
+            x_adv = ascend(work.fast, x, y, x, eps=work.eps, steps=1, step=work.eps)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except (RuntimeError, NotImplementedError) as error:
+            raise Invalid(
+                f"the network's backward pass fails ({str(error).splitlines()[0]}), and AutoAttack needs gradients with respect to "
+                "the images; replace what cannot be differentiated, or detach it"
+            ) from None
+        with torch.no_grad():
+            right = work.net(x).argmax(1) == y
+    stands = right & ~verify(work.net, x, y, x_adv, work.eps)
+    yield work.event("glance", len(at), len(at), robust=stands.cpu())
+
+
+def _pgd50(net: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int, done: int) -> Tensor:
+    """PGD-50 with random numbers of its own for each batch, so that a resumed evaluation draws the same."""
+    return pgd(net, x, y, eps=eps, steps=50, generator=generator(seed, "pgd", done, device=x.device))
+
+
+def _nearest(net: nn.Module, x: Tensor, y: Tensor, configuration: Configuration) -> Tensor:
+    return fmn(net, x, y, configuration)[0]
+
+
+def _configurations(
+    distances: str, dataset: Dataset, index: Tensor, net: nn.Module, seed: int, state: dict, classes: int
+) -> list[Configuration]:
+    """FMN's configurations: none, one for each loss, or besides these the ones that a search found on other points."""
+    if distances == "none":
+        return []
+    losses = ("dlr", "ce", "ll") if classes > 2 else ("ce", "ll")
+    plain = [Configuration(loss=loss) for loss in losses]
+    if distances == "hofmn":
+        if not state["tuned"]:
+            x, y = _tuning_points(dataset, index, seed)
+            x, y = x.to(next(net.parameters()).device), y.to(next(net.parameters()).device)
+            for loss in losses[:2]:
+                found, _ = search(net, x, y, loss=loss, seed=seed)
+                state["tuned"].append(dataclasses.asdict(dataclasses.replace(found, steps=plain[0].steps)))
+        plain += [Configuration(**c) for c in state["tuned"]]
+    return plain
+
+
+def _tuning_points(dataset: Dataset, index: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Up to 256 points that are not evaluated: other test images, else validation images."""
+    left = torch.ones(len(dataset.test), dtype=torch.bool)
+    left[index] = False
+    split = dataset.test.at(left.nonzero().squeeze(1)) if int(left.sum()) >= 64 else dataset.validation
+    if split is dataset.test:
+        raise Invalid(
+            "distances='hofmn' tunes on points that are not evaluated, and all were asked for; leave at least 64 with n="
+        )
+    some = torch.randperm(len(split), generator=generator("tuning", seed))[:256]
+    return split.images(some), split.y[some]
+
+
+def _noticed(work: Work, attacks: str) -> list[str]:
+    """What the verdicts themselves have to say."""
+    s, notes = work.state, []
+    if s["doubted"]:
+        notes.append(
+            f"{s['doubted']} candidates of the fast copy did not stand in full precision; the network itself was attacked there again"
+        )
+    nearer = int((work.stands & (s["distances"] <= work.eps)).sum())
+    if nearer:
+        notes.append(
+            f"{nearer} points that {NAMES[attacks]} left standing have a smaller distance than eps: other attacks found it, and the "
+            "curve lies below robust accuracy there"
+        )
+    ties = int((s["margin"].abs() <= TIE).sum())
+    if ties:
+        notes.append(f"{ties} verdicts hang on a tie of two logits within {TIE:g}; see Evaluation.borderline")
+    return notes
+
+
+def evaluate(model: nn.Module, data: Any, *, progress: Callable[[Event], None] | None = None, **options: Any) -> Evaluation:
     """Attack a network and count what stands.
 
     Args:
         model: images (N, C, H, W) in [0, 1] -> logits (N, classes); evaluated as a frozen copy in evaluation mode, float32.
         data: "digits", "cifar10", "svhn", "folder:PATH", "npz:PATH", a `Dataset`, or a pair (x, y) of arrays,
             all of which is then attacked.
-        eps: radius of the ball (default: the data set's own, 8/255 for colour images).
+        eps: radius of the ball (default: the data set's own, 8/255 for colour images). norm: "linf", the only one.
         n: number of test images, None for all; subset: how they are drawn: stratified, random or first. seed: of the draw and
-            of the attacks.
+            of the attacks. "first" keeps the order of the data: verdicts are then those of the AutoAttack package, batch by batch.
         attacks: standard (AutoAttack), lite (APGD-CE and APGD-T, an upper bound of AutoAttack) or pgd (PGD-50, a quick look).
+        distances: False; True: FMN with three losses looks for the smallest perturbation of each point; "hofmn": tuned on
+            other points besides.
+        precision: of the attacks: fp32, or bf16 (body in bfloat16, first and last layer in float32). Verdicts: always fp32.
+        engine: who attacks: apnb or pyautoattack, the authors' own package; verdicts are the same.
         batch: images attacked together; verdicts depend on it a little, since attacks draw random numbers for a batch.
         device: where to compute (default: where the model is).
+        adversarial: keep every adversarial image, not only 32 examples.
+        diagnostics: look whether the result is believable, with the dense ``parent`` of a pruned network if one is given.
+        save: a file that holds the evaluation after every batch; the same call goes on from it, or returns what it holds.
+        progress: a function called with every event.
 
     Returns:
-        The `Evaluation`: verdicts, accuracies with n and a Wilson interval.
+        The `Evaluation`: verdicts, accuracies with n and a Wilson interval, distances, diagnostics.
 
     Raises:
         Invalid: images outside [0, 1], no logits, a randomised network, too few points.
 
-    Source: Croce and Hein 2020; checks as in the README, "What a verdict is".
+    Source: Croce and Hein 2020; Pintor et al. 2021 (FMN); checks as in the README, "What a verdict is".
     """
     stream = evaluate_stream(model, data, **options)
     while True:
         try:
-            next(stream)
+            event = next(stream)
         except StopIteration as end:
             return end.value
+        if progress is not None:
+            progress(event)
+
+
+# --- two models -----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two evaluations on the same points, paired.
+
+    Attributes:
+        both, first_only, second_only, neither: points that stand in both, in one, in none. p: exact two-sided McNemar test of
+            "the two are equally robust", a probability. difference: robust accuracy of the first minus that of the second.
+        low, high: 95 % interval of the difference (Agresti and Min 2005: Wald's with half a point added to each cell).
+    """
+
+    both: int
+    first_only: int
+    second_only: int
+    neither: int
+    p: float
+
+    @property
+    def n(self) -> int:
+        return self.both + self.first_only + self.second_only + self.neither
+
+    @property
+    def difference(self) -> float:
+        return (self.first_only - self.second_only) / self.n
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        n, d, off = self.n + 2, self.first_only - self.second_only, self.first_only + self.second_only + 1
+        half = 1.959964 * math.sqrt(off - d * d / n) / n
+        return max(-1.0, d / n - half), min(1.0, d / n + half)
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return (
+            f"robust accuracy differs by {self.difference:+.1%} [{low:+.1%}, {high:+.1%}] on the same {self.n} points: "
+            f"{self.first_only} stand only in the first, {self.second_only} only in the second (McNemar p = {self.p:.2g})"
+        )
+
+
+def compare(first: Evaluation, second: Evaluation) -> Comparison:
+    """Is one network more robust than the other? Judged from the points that both were attacked on.
+
+    Raises:
+        Invalid: other data, eps or attacks, or no point in common.
+
+    Source: McNemar 1947, exact form.
+    """
+    from scipy.stats import binomtest
+
+    for what in ("data", "eps", "attacks"):
+        a, b = getattr(first, what), getattr(second, what)
+        if a != b:
+            raise Invalid(f"two evaluations with different {what} cannot be compared: {a!r} and {b!r}")
+    shared = sorted(set(first.index.tolist()) & set(second.index.tolist()))
+    if not shared:
+        raise Invalid("the two evaluations have no point in common; draw both with the same n, subset and seed")
+    stands = [dict(zip(e.index.tolist(), e.robust.tolist(), strict=True)) for e in (first, second)]
+    if any(first.label[first.index == i] != second.label[second.index == i] for i in shared):
+        raise Invalid("the two evaluations give the same points other labels: they are not of the same data")
+    pairs = [(stands[0][i], stands[1][i]) for i in shared]
+    only = pairs.count((True, False)), pairs.count((False, True))
+    p = float(binomtest(only[0], sum(only)).pvalue) if sum(only) else 1.0
+    return Comparison(pairs.count((True, True)), *only, pairs.count((False, False)), p)
+
+
+# --- the survey's own way ---------------------------------------------------------------------------------------------------------
+
+
+def survey_protocol(model: nn.Module, data: Any, *, seed: int = 0, device: str | torch.device | None = None) -> Distances:
+    """HO-FMN as the survey ran it, for numbers that can be laid beside the published ones; `Distances.method` says what differs
+    from `evaluate`: 128 fixed points, tuned on 64 test points, points never broken counted as distance 0.
+
+    Raises:
+        Invalid: fewer test images than the protocol takes its points from, or a network that cannot be evaluated.
+    """
+    dataset = points(data)
+    device = pick_device(device if device is not None else next((p.device for p in model.parameters()), "cpu"))
+    net = exact(model, device)
+    check_network(net, dataset.test.images(slice(0, GLANCE)).to(device), dataset.classes)
+    distance, index, configuration, notes = survey(net, dataset.test.images(), dataset.test.y, seed=seed)
+    told = f"HO-FMN by the survey's protocol ({configuration.name}): " + "; ".join(notes)
+    return Distances(
+        value=distance.cpu(), name="survey's protocol", method=told, index=index, label=dataset.test.y[index], data=dataset.name,
+        eps=8 / 255,
+    )  # fmt: skip

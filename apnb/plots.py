@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from apnb.errors import Invalid
 if TYPE_CHECKING:
     import pandas as pd
 
+    from apnb.curves import Distances
     from apnb.evaluation import Evaluation
     from apnb.masks import Sparsity
     from apnb.runs import Run
@@ -234,7 +236,7 @@ def _point(x: float, rows: pd.DataFrame, several: bool) -> dict[str, Any]:
 
 
 def _interval(row: Mapping, what: str) -> tuple[float, float]:
-    from apnb.evaluation import wilson
+    from apnb.verdicts import wilson
 
     return (float(row["low"]), float(row["high"])) if what == "robust" else wilson(round(row["clean"] * row["n"]), int(row["n"]))
 
@@ -409,6 +411,135 @@ def layers(run: Run | Sparsity, *, title: str | None = None) -> go.Figure:
     )
 
 
+# --- security curves ----------------------------------------------------------------------------------------------------------
+
+LOOKS = (
+    (BLUE, "solid", "circle"), (RED, "9px,3px", "square"), (GREEN, "2px,3px", "diamond"), (PINK, "16px,4px", "triangle-up"),
+    (ORANGE, "12px,3px,2px,3px", "cross"), (SKY, "5px,2px,2px,2px,2px,2px", "triangle-down"), (BLACK, "24px,6px", "x"),
+)  # fmt: skip
+"""Colour, dash and marker of the networks of a security curve, in order."""
+
+
+def security_curve(curves: Distances | Sequence[Distances], *, eps: float | None = None, title: str | None = None) -> go.Figure:
+    """How accuracy falls as the perturbation grows: a step line for each network, exact at every distance.
+
+    Args:
+        curves: `apnb.curves.Distances`, or up to seven of them, on one data set.
+        eps: the radius of reference, a vertical line; default: the one that the distances name.
+        title: the headline; default: with the data set, if the distances name it.
+
+    Returns:
+        A figure with accuracy in percent over the radius, up to five times ``eps``. The value at a radius is the share of points
+        with a larger distance; the shade is Wilson's 95 % interval, radius by radius; a marker stands at ``eps``, for which the
+        legend tells value, interval and n. Where ``eps`` is a whole number of 255ths, the axis counts them, too.
+
+    Raises:
+        Invalid: nothing to draw, more than seven curves, different data sets, or no common ``eps``.
+    """
+    from apnb.curves import Distances
+
+    curves = [curves] if isinstance(curves, Distances) else list(curves)
+    if not 1 <= len(curves) <= len(LOOKS) or not all(isinstance(c, Distances) for c in curves):
+        raise Invalid(
+            f"got {len(curves)} curves, expected 1 to {len(LOOKS)} apnb.curves.Distances; apnb.curves.read makes one of a file"
+        )
+    data = sorted({c.data for c in curves if c.data})
+    if len(data) > 1:
+        raise Invalid(f"one figure cannot compare different data: got {' and '.join(data)}; draw one figure for each")
+    eps = _common_eps(curves) if eps is None else eps
+    if not isinstance(eps, Real) or not 0 < eps <= 1:
+        raise Invalid(f"eps is {eps!r}, expected a share of the pixel range above 0 and up to 1, such as 8/255")
+    found = [d for c in curves for d in c.value.tolist() if d < math.inf]
+    limit = max(1.5 * eps, min(5 * eps, 1.05 * max(found, default=0.0)))
+    methods = {c.method for c in curves}
+    tell, plot, below = len(methods) > 1, 340, 85  # pixels: the plot, and its axis with a title of one line and ticks of two
+    rows = (40 if tell else 23) * len(curves)
+
+    figure = go.Figure()
+    for curve, look in zip(curves, LOOKS, strict=False):
+        for trace in _steps(curve, eps, limit, look, alpha=min(0.13, 0.4 / len(curves)), tell=tell):
+            figure.add_trace(trace)
+    reference = {"color": BLACK, "width": 1.2, "dash": "5px,4px"}
+    figure.add_shape(type="line", x0=eps, x1=eps, y0=-1, y1=101, line=reference, layer="between")
+    figure.add_annotation(
+        x=eps, y=1, yref="y domain", xanchor="left", yanchor="top", showarrow=False, text=f" eps = {_radius(eps)}"
+    )
+    by = "the attacks that the legend names" if tell else curves[0].method
+    _titled(
+        figure,
+        title or f"Accuracy against the size of the perturbation{f' on {data[0]}' if data else ''}",
+        f"upper bound, found by {by}<br>shade: 95 % interval for the choice of images, at each radius by itself",
+        xaxis={"title": {"text": "radius of the perturbation (L-infinity, pixels in [0, 1])"}, "range": [0, limit]},
+        yaxis={"title": {"text": "accuracy (% of test images)"}, "range": [-1, 101], "dtick": 20},
+        legend={"orientation": "v", "y": -below / plot, "yanchor": "top", "x": 0, "tracegroupgap": 0},
+        margin={"t": 110, "b": below + rows + 20, "r": 40, "autoexpand": False},
+        height=110 + plot + below + rows + 20,
+    )
+    if _levels(eps):
+        step = next(k for k in (1, 2, 4, 8, 16, 32, 64) if 255 * limit / k <= 12)
+        ticks = range(0, int(255 * limit) + 1, step)
+        figure.update_xaxes(
+            tickvals=[k / 255 for k in ticks], ticktext=[f"{k}/255<br>{k / 255:.3f}" if k else "0" for k in ticks]
+        )
+    return figure
+
+
+def _common_eps(curves: Sequence[Distances]) -> float:
+    known = sorted({c.eps for c in curves if c.eps is not None})
+    if len(known) != 1:
+        told = f"name the radii {' and '.join(_radius(e) for e in known)}" if known else "name no radius"
+        raise Invalid(f"the distances {told}; give the one to mark, such as eps=8/255")
+    return known[0]
+
+
+def _levels(eps: float) -> bool:
+    """Whether a radius is a whole number of 255ths."""
+    return abs(255 * eps - round(255 * eps)) < 1e-6
+
+
+def _radius(eps: float) -> str:
+    return f"{round(255 * eps)}/255" if _levels(eps) else f"{eps:.4g}"
+
+
+def _steps(
+    curve: Distances, eps: float, limit: float, look: tuple[str, str, str], *, alpha: float, tell: bool
+) -> list[go.Scatter]:
+    """The upper and the lower edge of the shade, the line, and the marker at ``eps``, which carries the legend."""
+    from apnb.verdicts import wilson
+
+    colour, dash, symbol = look
+    x, share = (values.tolist() for values in curve.steps(limit))
+    standing = [round(s * curve.n) for s in share]
+    low, high = zip(*(wilson(k, curve.n) for k in standing), strict=True)
+    edge = {"x": x, "mode": "lines", "line": {"shape": "hv", "width": 0}, "hoverinfo": "skip"}
+    text = [
+        f"radius {e:.5f} = {255 * e:.2f}/255<br>{s:.1%} [{a:.1%}, {b:.1%}], {k} of {curve.n} points stand"
+        for e, s, a, b, k in zip(x, share, low, high, standing, strict=True)
+    ]
+    (bottom, top), at = curve.interval(eps), curve.accuracy(eps)
+    told = f"{curve.name}: at most {at:.1%} [{bottom:.1%}, {top:.1%}] at {_radius(eps)}, n = {curve.n}"
+    told += f"<br>found by {curve.method}" if tell else ""
+    shared = {"legendgroup": "".join(look), "showlegend": False}
+    return [
+        go.Scatter(y=[100 * v for v in high], meta="high", **edge, **shared),
+        go.Scatter(y=[100 * v for v in low], meta="low", **edge, **shared, fill="tonexty", fillcolor=f"rgba{_rgba(colour, alpha)}"),
+        go.Scatter(
+            x=x, y=[100 * s for s in share], name=curve.name, meta="curve", mode="lines", text=text, **shared,
+            line={"shape": "hv", "color": colour, "width": 2.5, "dash": dash},
+            hovertemplate="<b>%{fullData.name}</b><br>%{text}<extra></extra>",
+        ),
+        go.Scatter(
+            x=[eps], y=[100 * at], name=told, meta="eps", mode="lines+markers", legendgroup="".join(look), hoverinfo="skip",
+            line={"color": colour, "width": 2.5, "dash": dash},
+            marker={"symbol": symbol, "size": 10, "color": colour, "line": {"color": "white", "width": 1}},
+        ),
+    ]  # fmt: skip
+
+
+def _rgba(colour: str, alpha: float) -> tuple[int, int, int, float]:
+    return (*bytes.fromhex(colour[1:]), alpha)
+
+
 def examples(evaluation: Evaluation, k: int = 6) -> go.Figure:
     """Images that an attack broke: the image, the perturbation (scaled so that eps is full colour), and the attacked image.
 
@@ -506,15 +637,18 @@ def renderer() -> str:
     return pio.renderers.default
 
 
-def writable(path: str | Path) -> Path:
-    """A path that a figure can be written to, checked before the work that leads to it.
+def writable(path: str | Path, kinds: tuple[str, ...] = (".html", ".png", ".svg")) -> Path:
+    """A path that a figure (or another of ``kinds``) can be written to, checked before the work that leads to it.
 
     Raises:
-        Invalid: another ending than .html, .png or .svg, no such folder, a folder itself, or no permission.
+        Invalid: another ending, no such folder, a folder itself, or no permission.
     """
     path = Path(path)
-    if path.suffix.lower() not in (".html", ".png", ".svg"):
-        raise Invalid(f"cannot write a figure as {path.name!r}; give a name that ends in .html, .png or .svg")
+    if path.suffix.lower() not in kinds:
+        what = "a figure" if len(kinds) > 1 else "this"
+        raise Invalid(
+            f"cannot write {what} as {path.name!r}; give a name that ends in {', '.join(kinds).replace(', .svg', ' or .svg')}"
+        )
     if not path.parent.is_dir():
         raise Invalid(f"there is no folder {path.parent}; make it first")
     if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):

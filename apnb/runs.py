@@ -19,7 +19,7 @@ from apnb.events import Done, Event
 from apnb.masks import Masks, Sparsity
 from apnb.recipes import Recipe
 from apnb.runner import Runner
-from apnb.store import Damaged, Store, digest, load_tree, row_of, save_tree, write_json
+from apnb.store import Damaged, Store, digest, load_tree, row_of, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,25 +36,46 @@ def stored_evaluation(
     subset: str,
     seed: int,
     device: torch.device,
+    batch: int | None = None,
+    parent: nn.Module | None = None,
+    **options: Any,
 ) -> Generator[Event, None, Evaluation]:
-    """The evaluation of a run's network on a data set at its eps: from the store if it was made before, else made and stored."""
+    """The evaluation of a run's network on a data set at its eps: from the store if it was made before, else made and stored.
+
+    It is stored after every batch, so that one which was interrupted goes on; ``options`` as for `apnb.evaluate`.
+    """
+    attacks, subset = choose(attacks, MODES, "attack mode"), choose(subset, datasets.SUBSETS, "way to draw points")
     n = None if n == len(dataset.test) else n
-    batch = default_batch(device)
+    against = None if parent is None else networks.identity(parent)
+    batch = default_batch(device) if batch is None else batch
     name = digest(
         {"data": dataset.fingerprint, "attacks": [attacks, *MODES[attacks]], "eps": dataset.eps, "n": n, "subset": subset, "seed": seed,
-         "batch": batch}
+         "batch": batch, "parent": against, **options}
     )  # fmt: skip
     folder = store.run_folder(key) / "evaluations"
-    if (folder / f"{name}.json").exists():
+    place = folder / f"{name}.tensors"
+    if place.exists():
         try:
-            return Evaluation.from_tree(load_tree(folder / f"{name}.tensors"))
+            load_tree(place)
         except Damaged:
-            (folder / f"{name}.json").unlink(missing_ok=True)
+            for path in (place, folder / f"{name}.json"):
+                path.unlink(missing_ok=True)
     report = yield from evaluate_stream(
-        model, dataset, n=n, attacks=attacks, subset=subset, seed=seed, batch=batch, device=device
+        model,
+        dataset,
+        n=n,
+        attacks=attacks,
+        subset=subset,
+        seed=seed,
+        batch=batch,
+        device=device,
+        save=place,
+        key=name,
+        parent=parent,
+        **options,
     )
-    save_tree(folder / f"{name}.tensors", report.to_tree())
-    write_json(folder / f"{name}.json", {"key": name, **report.summary()})
+    if not (folder / f"{name}.json").exists():
+        write_json(folder / f"{name}.json", {"key": name, **report.summary()})
     return report
 
 
@@ -142,7 +163,7 @@ def open_run(key: str, *, network: nn.Module | None = None, store: str | Path | 
     report = None
     for found in reversed(store.evaluations(run_.key)):
         try:
-            report = Evaluation.from_tree(load_tree(store.run_folder(run_.key) / "evaluations" / f"{found['key']}.tensors"))
+            report = Evaluation.load(store.run_folder(run_.key) / "evaluations" / f"{found['key']}.tensors")
             break
         except Damaged:
             continue

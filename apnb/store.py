@@ -29,7 +29,7 @@ from torch import Tensor
 from apnb.errors import Invalid
 from apnb.recipes import Recipe
 
-FORMAT = 1
+FORMAT = 2
 MAX_IMPORT = 8 << 30
 
 
@@ -81,7 +81,7 @@ def save_tree(path: Path, tree: Any) -> None:
         else:
             save_file(named, tmp, metadata={"tree": text})
 
-    _atomic(path, write)
+    atomic(path, write)
 
 
 def load_tree(path: Path, device: torch.device | str = "cpu") -> Any:
@@ -120,7 +120,7 @@ def load_tree(path: Path, device: torch.device | str = "cpu") -> Any:
     return _decode(tree, {k: t.to(device) for k, t in tensors.items()})
 
 
-def _atomic(path: Path, write: Any) -> None:
+def atomic(path: Path, write: Any) -> None:
     """Write beside ``path``, flush to disk, rename: a reader sees the old file or the new one, never half of one."""
     handle, name = -1, ""
     try:
@@ -162,7 +162,7 @@ def _explain(error: BaseException, path: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """JSON, atomically."""
-    _atomic(path, lambda tmp: tmp.write_text(json.dumps(value, indent=1, default=str) + "\n", encoding="utf-8"))
+    atomic(path, lambda tmp: tmp.write_text(json.dumps(value, indent=1, default=str) + "\n", encoding="utf-8"))
 
 
 def read_json(path: Path) -> Any:
@@ -202,7 +202,7 @@ class Store:
             Invalid: it cannot; one sentence with the reason.
         """
         probe = self.stages / ".probe"
-        _atomic(probe, lambda tmp: tmp.write_text("ok"))
+        atomic(probe, lambda tmp: tmp.write_text("ok"))
         probe.unlink(missing_ok=True)
         self.runs.mkdir(parents=True, exist_ok=True)
         return self
@@ -252,7 +252,7 @@ class Store:
         """Store a finished run: network and history first, ``summary.json`` last, which makes it visible."""
         folder = self.run_folder(key)
         save_tree(folder / "network.tensors", network)
-        _atomic(folder / "history.jsonl", lambda t: t.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8"))
+        atomic(folder / "history.jsonl", lambda t: t.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8"))
         write_json(folder / "summary.json", summary)
 
     def summary(self, key: str) -> dict:
@@ -367,7 +367,7 @@ class Store:
                         if file.is_file() and not file.name.startswith("writing-"):
                             z.write(file, f"runs/{key}/{file.relative_to(self.runs / key).as_posix()}")
 
-        _atomic(Path(path), write)
+        atomic(Path(path), write)
         return len(chosen)
 
     def import_(self, path: str | Path) -> list[str]:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import apnb
+from apnb import networks
 from apnb.__main__ import main
 from apnb.store import Store
 
@@ -74,6 +76,49 @@ def test_evaluate_takes_a_run_or_a_function_that_returns_a_network(cli, tmp_path
     monkeypatch.chdir(tmp_path)
     status, out, err = cli("evaluate", "mine:net", "--n", "20", "--attacks", "pgd")
     assert status == 0 and "n = 20" in out, err
+
+
+def test_evaluate_writes_a_report_and_a_curve_and_says_whether_to_believe_it(cli, tmp_path):
+    run = ("run", "--sparsity", "0.8", *TINY, "--store", tmp_path)
+    cli(*run)
+    (key,) = Store(tmp_path).keys()
+    page, curve, figure = tmp_path / "report.html", tmp_path / "own.npz", tmp_path / "curves.html"
+    options = ("--n", "16", "--attacks", "lite", "--distances", "fmn", "--parent", key, "--store", tmp_path)
+    status, out, err = cli("evaluate", key, *options, "--report", page, "--curve", curve)
+    assert status == 0, err
+    assert "an upper bound, found by APGD-CE + APGD-T (eps 0.15, n = 16)" in out
+    assert "signs of a failed attack that were looked for none was seen" in err or ": failed:" in err or ": doubtful:" in err
+    assert "a first look: robust at most about" in err
+    text = page.read_text(encoding="utf-8")
+    assert "Is it believable?" in text and "transfer from the parent" in text and "Plotly.newPlot" in text
+    assert "the dense parent was not given" not in text
+    status, out, err = cli("curves", curve, curve, "--out", figure, "--json")
+    assert status == 0, err
+    first, second = json.loads(out)
+    assert (first["n"], second["name"]) == ("16", f"{first['name']} (2)")
+    assert figure.exists()
+    before = {e["key"] for e in Store(tmp_path).evaluations(key)}
+    assert cli("evaluate", key, *options)[0] == 0
+    assert {e["key"] for e in Store(tmp_path).evaluations(key)} == before, "taken from the store"
+
+
+def test_evaluate_takes_a_file_of_weights_for_a_network_that_is_named(cli, tmp_path):
+    net = networks.build("cnn", channels=1, classes=10)
+    weights = tmp_path / "weights.pt"
+    torch.save({"net": {f"module.{k}": v for k, v in net.state_dict().items()}, "epoch": 3}, weights)
+    status, out, err = cli("evaluate", weights, "--network", "cnn", "--n", "16", "--attacks", "pgd", "--json")
+    assert status == 0, err
+    expected = apnb.evaluate(net, "digits", n=16, attacks="pgd").summary()
+    assert {**json.loads(out), "seconds": 0} == json.loads(json.dumps({**expected, "seconds": 0}))
+    for argv, sentence in (
+        ((weights,), "name the network they belong to with --network"),
+        ((weights, "--network", "resnet8"), "does not fit the network 'resnet8'"),
+        ((tmp_path / "none.pt",), "there is no file"),
+        ((weights, "--network", "cnn", "--report", tmp_path / "a.pdf"), "give a name that ends in .html"),
+        ((weights, "--network", "cnn", "--attacks", "fgsm"), "no attack mode 'fgsm'"),
+    ):
+        status, out, err = cli("evaluate", *argv, "--n", "16")
+        assert (status, out) == (2, "") and sentence in err and "Traceback" not in err
 
 
 def test_sweep_carries_out_a_file(cli, tmp_path):

@@ -5,7 +5,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
+import math
 import random
+import subprocess
+import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,11 +22,12 @@ from apnb import datasets
 from apnb.attacks.autoattack import attacks_for
 from apnb.datasets import Batches, Dataset, Split
 from apnb.errors import Invalid
-from apnb.evaluation import Evaluation, evaluate, evaluate_stream, verify, wilson
+from apnb.evaluation import Evaluation, compare, evaluate, evaluate_stream, survey_protocol
 from apnb.events import Attacked
 from apnb.networks import build
 from apnb.objectives import objective
 from apnb.training import fit, one_cycle
+from apnb.verdicts import Work, verify, wilson
 
 DIGITS = datasets.load("digits")
 EPS = 0.1  # small enough that some points of a naturally trained network stand
@@ -59,7 +64,7 @@ def net():
 @pytest.fixture(scope="module")
 def standard(net):
     """One evaluation with the whole of AutoAttack, shared by the tests that look at it."""
-    return evaluate(net, "digits", eps=EPS, n=24, batch=10, seed=5)
+    return evaluate(net, "digits", eps=EPS, n=24, batch=10, seed=5, subset="first", adversarial=True)
 
 
 class Linear(nn.Module):
@@ -169,7 +174,34 @@ def test_an_evaluation_holds_together(net, standard):
     assert "n = 24" in str(standard)
     told = standard.summary()
     assert (told["robust"], told["n"], told["attacks"], told["warnings"]) == (k / 24, 24, "standard", [])
-    assert list(standard.frame().columns) == ["index", "label", "prediction", "robust", "broken_by"]
+    assert list(standard.frame().columns) == [
+        "index", "label", "prediction", "robust", "broken_by", "norm", "margin", "distance", "forwards", "seconds"
+    ]  # fmt: skip
+    assert "an upper bound, found by AutoAttack" in str(standard)
+
+
+def test_the_record_of_a_point_is_that_of_its_image(net, standard):
+    frozen = copy.deepcopy(net).eval()
+    x, x_adv = DIGITS.test.images(standard.index), standard.adversarial
+    stands, clean = standard.robust, standard.prediction != standard.label
+    broken = ~stands & ~clean
+    assert torch.equal(x_adv[~broken], x[~broken])
+    assert torch.equal(standard.norm[broken], (x_adv - x)[broken].flatten(1).abs().amax(1))
+    assert float(standard.norm[broken].max()) <= EPS + 1e-6
+    assert standard.norm[stands].isinf().all()
+    assert (standard.norm[clean] == 0).all()
+    assert torch.equal(standard.distances[~stands], standard.norm[~stands].clamp(max=EPS))
+    assert (standard.distances[stands] > EPS).all(), "FAB's nearest images lie outside the ball"
+    with torch.no_grad():
+        logits = frozen(x_adv)
+    others = torch.stack([torch.cat([z[:y], z[y + 1 :]]).max() for z, y in zip(logits, standard.label, strict=True)])
+    own = logits[torch.arange(24), standard.label]
+    torch.testing.assert_close(standard.margin, own - others)
+    assert (standard.margin[stands] > 0).all()
+    assert (standard.margin[broken] <= 0).all()
+    assert (standard.forwards[clean] == 0).all()
+    assert (standard.forwards[stands] > 1000).all(), "a point that stands has seen all four attacks"
+    assert float(standard.spent.sum()) < standard.seconds
 
 
 def test_examples_are_adversarial_images_of_the_points_they_name(net, standard):
@@ -188,10 +220,14 @@ def test_examples_are_adversarial_images_of_the_points_they_name(net, standard):
 
 
 def same(a, b):
-    return all(torch.equal(getattr(a, k), getattr(b, k)) for k in ("index", "label", "prediction", "robust")) and (
-        a.broken_by,
-        a.warnings,
-    ) == (b.broken_by, b.warnings)
+    """Equal to the bit in everything but the time it took."""
+    tensors = ("index", "label", "prediction", "norm", "margin", "forwards", "distances")
+    return (
+        all(torch.equal(getattr(a, k), getattr(b, k)) for k in tensors)
+        and (a.broken_by, a.warnings, a.diagnostics) == (b.broken_by, b.warnings, b.diagnostics)
+        and a.examples.keys() == b.examples.keys()
+        and all(torch.equal(a.examples[k], b.examples[k]) for k in a.examples)
+    )
 
 
 @pytest.mark.parametrize(("attacks", "n"), [("standard", 4), ("lite", 12), ("pgd", 16)])
@@ -218,7 +254,7 @@ def test_evaluating_twice_gives_the_same_verdicts_and_leaves_random_states_and_t
 
 
 def test_the_stronger_the_attack_the_fewer_points_stand(net, standard):
-    lite = evaluate(net, "digits", eps=EPS, n=24, batch=10, seed=5, attacks="lite")
+    lite = evaluate(net, "digits", eps=EPS, n=24, batch=10, seed=5, subset="first", attacks="lite")
     assert not (standard.robust & ~lite.robust).any()
     assert set(lite.broken_by) <= {"", "clean", "apgd-ce", "apgd-t"}
     tiny = evaluate(net, "digits", eps=1e-6, n=24, batch=10, seed=5, attacks="lite")
@@ -228,9 +264,11 @@ def test_the_stronger_the_attack_the_fewer_points_stand(net, standard):
 def test_events_count_the_points_and_robustness_never_rises(net):
     events = list(evaluate_stream(net, "digits", eps=EPS, n=16, batch=5, attacks="lite"))
     assert all(isinstance(e, Attacked) and e.metrics["n"] == 16 for e in events)
+    glance, *events = events
+    assert (glance.metrics["attack"], glance.metrics["seen"]) == ("glance", 16)
     shares = [e.metrics["robust"] for e in events]
     assert shares == sorted(shares, reverse=True)
-    assert events[0].metrics["attack"] == "clean"
+    assert [e.metrics["attack"] for e in events[:4]] == ["clean"] * 4
     assert all(e.step <= e.of for e in events)
 
 
@@ -269,11 +307,11 @@ def test_points_that_are_wrong_before_any_attack_are_not_attacked():
             return nn.functional.one_hot(torch.full((len(x),), 9), 10).float() + self.w
 
     data = Dataset(name="no nines", classes=10, eps=0.1, **{k: s.at((s.y < 9).nonzero()[:, 0]) for k, s in DIGITS.splits.items()})
-    report = evaluate(Never(), data, n=12)
+    report = evaluate(Never(), data, n=12, diagnostics=False)
     assert report.robust_accuracy == report.clean_accuracy == 0
     assert set(report.broken_by) == {"clean"}
     assert report.examples == {}
-    assert len(calls) == 3  # two passes to see whether it draws random numbers, one for the predictions
+    assert sum(calls) < 13 * 12, "a dozen looks at each image, and no attack"
 
 
 def test_all_points_are_evaluated_unless_fewer_are_asked_for():
@@ -287,14 +325,242 @@ def test_all_points_are_evaluated_unless_fewer_are_asked_for():
     assert (first.index.tolist(), first.subset) == ([0, 1, 2, 3], "first")
 
 
-def test_an_evaluation_comes_back_from_a_file(standard, tmp_path):
-    from apnb.store import load_tree, save_tree
+# ------------------------------------------------------------------------------------------------------------- while it runs
 
-    save_tree(tmp_path / "report", standard.to_tree())
-    back = Evaluation.from_tree(load_tree(tmp_path / "report"))
-    assert same(back, standard)
-    assert back.summary() == standard.summary()
-    assert all(torch.equal(back.examples[k], v) for k, v in standard.examples.items())
+
+def test_the_estimate_is_that_of_the_points_seen_and_tightens(net):
+    events = [e for e in evaluate_stream(net, "digits", eps=EPS, n=60, batch=8, attacks="lite", diagnostics=False)]
+    first = [e.metrics for e in events if e.metrics["attack"] == "apgd-ce"]
+    assert len(first) > 4
+    seen = [m["seen"] for m in first]
+    assert seen == sorted(set(seen))
+    assert seen[-1] == 60
+    for m in first:
+        k = round(m["estimate"] * m["seen"])
+        assert m["estimate"] == pytest.approx(k / m["seen"])
+        assert (m["low"], m["high"]) == wilson(k, m["seen"])
+    widths = [m["high"] - m["low"] for m in first]
+    assert widths[-1] < widths[0] / 1.5
+    assert first[-1]["estimate"] == first[-1]["robust"]
+
+
+def test_the_order_of_attack_is_drawn_unless_the_first_points_are_asked_for(net):
+    def attacked(**options):
+        return (
+            evaluate(net, "digits", eps=0.5, n=20, batch=4, attacks="pgd", diagnostics=False, **options)
+            .examples["index"]
+            .tolist()
+        )
+
+    drawn = attacked(seed=0)
+    assert len(drawn) > 15
+    assert drawn != sorted(drawn), "folders come sorted by class: an early estimate must not see one class alone"
+    assert drawn == attacked(seed=0)
+    assert drawn != attacked(seed=1)
+    first = attacked(subset="first")
+    assert first == sorted(first)
+
+
+KILLED = """
+import sys, torch
+torch.set_num_threads(1)
+from apnb import networks
+from apnb.evaluation import evaluate_stream
+net = networks.build("cnn", channels=1, classes=10)
+net.load_state_dict(torch.load(sys.argv[1], weights_only=True))
+options = dict(eps=0.1, n=30, batch=8, attacks=sys.argv[3], distances=sys.argv[4], save=sys.argv[2], adversarial=True)
+for event in evaluate_stream(net, "digits", **options):
+    print(event.metrics["attack"], flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("attacks", "distances", "kills"), [("standard", "fmn", (2, 6, 9, 13, 16)), ("pgd", "none", (3, 7))])
+def test_an_evaluation_killed_between_any_two_batches_goes_on_and_ends_with_the_same_result(attacks, distances, kills, tmp_path):
+    model = trained_cnn()
+    torch.save(model.state_dict(), tmp_path / "net.pt")
+    options = {"eps": 0.1, "n": 30, "batch": 8, "attacks": attacks, "distances": distances, "adversarial": True}
+    whole = evaluate(model, "digits", **options)
+    for kill in kills:
+        place = tmp_path / f"{kill}.evaluation"
+        command = [sys.executable, "-c", KILLED, tmp_path / "net.pt", place, attacks, distances]
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        for _ in range(kill):
+            assert child.stdout.readline()
+        child.kill()
+        child.wait()
+        child.stdout.close()
+        with pytest.raises(Invalid, match="is not finished"):
+            Evaluation.load(place)
+        resumed = evaluate(model, "digits", **options, save=place)
+        assert same(whole, resumed)
+        assert torch.equal(whole.adversarial, resumed.adversarial)
+        assert same(Evaluation.load(place), resumed)
+
+
+def trained_cnn():
+    model = build("cnn", channels=1, classes=10)
+    batches = Batches(DIGITS.train, 32, seed=0, stage="test")
+    list(fit(model, batches, objective("natural", eps=0.1, steps=1, generator=torch.Generator()), epochs=2, lr=one_cycle(0.1)))
+    return model
+
+
+def test_a_finished_evaluation_comes_back_from_its_file_and_other_questions_are_refused(net, tmp_path):
+    place, options = tmp_path / "e", {"eps": EPS, "n": 12, "attacks": "pgd"}
+    first = evaluate(net, "digits", **options, save=place)
+    told = []
+    again = evaluate(net, "digits", **options, save=place, progress=told.append)
+    assert same(first, again)
+    assert told == []
+    assert again.summary() == first.summary()
+    other = copy.deepcopy(net)
+    with torch.no_grad():
+        other[0].weight[0, 0, 0, 0] += 1e-3
+    for model, changed in ((net, {"n": 13}), (net, {"eps": 0.2}), (net, {"seed": 1}), (net, {"attacks": "lite"}), (other, {})):
+        with pytest.raises(Invalid, match="holds an evaluation of another network, other images or other options"):
+            evaluate(model, "digits", **{**options, **changed}, save=place)
+    place.write_bytes(place.read_bytes()[:200])
+    with pytest.raises(Invalid, match="damaged"):
+        evaluate(net, "digits", **options, save=place)
+
+
+# -------------------------------------------------------------------------------------------- what the fast copy gets wrong
+
+
+class Shifted(nn.Module):
+    """Two classes by the mean pixel, split at ``at``."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.at = at
+
+    def forward(self, x):
+        margin = x.flatten(1).mean(1) - self.at
+        return torch.stack([-margin, margin], 1)
+
+
+def darkest(eps):
+    return lambda net: {"dark": lambda x, y: (torch.where((net(x - eps).argmax(1) != y)[:, None, None, None], x - eps, x), None)}
+
+
+def work_with(fast, values):
+    x = torch.tensor(values).view(-1, 1, 1, 1).expand(-1, 1, 2, 2).contiguous()
+    made = Work(
+        Shifted(0.5), x, torch.ones(len(x), dtype=torch.long), torch.arange(len(x)), eps=0.1, batch=8, keep=False, notes=[]
+    )
+    made.fast = fast
+    list(made.each("clean", lambda: made.order, made.look))
+    list(made.each("dark", made.standing, partial(made.attack, "dark", darkest(0.1))))
+    return made.state
+
+
+def test_a_point_that_the_fast_copy_calls_broken_and_the_network_does_not_is_attacked_again_on_the_network():
+    state = work_with(Shifted(0.55), [0.4, 0.55, 0.62, 0.9])
+    assert state["broken_by"] == ["clean", "dark", "", ""]
+    assert state["doubted"] == 1  # 0.62: broken for the copy, at 0.52 still right for the network
+    assert state["distances"].tolist() == pytest.approx([0.0, 0.1, math.inf, math.inf])
+    assert state["margin"].tolist() == pytest.approx([-0.2, -0.1, 0.24, 0.8], abs=1e-6)
+
+
+def test_ties_are_listed():
+    report = evaluate(Tied(), "digits", eps=0.05, n=6, attacks="pgd", diagnostics=False)
+    assert torch.equal(report.borderline, report.index[report.margin.abs() <= 1e-5])
+    assert len(report.borderline) == report.n
+    assert "6 verdicts hang on a tie of two logits" in " ".join(report.warnings)
+
+
+class Tied(nn.Module):
+    """All logits nearly alike: the label's is ahead by a millionth."""
+
+    def forward(self, x):
+        return 1e-6 * torch.arange(10.0).expand(len(x), 10) + 0 * x.flatten(1).sum(1, keepdim=True)
+
+
+# ------------------------------------------------------------------------------------------------------------------- distances
+
+
+@pytest.fixture(scope="module")
+def measured(net):
+    return evaluate(net, "digits", eps=EPS, n=24, batch=10, seed=5, subset="first", distances=True)
+
+
+def test_distances_never_miss_a_point_that_was_broken_and_the_curve_at_eps_is_at_most_robust_accuracy(standard, measured):
+    broken = ~standard.robust
+    assert same(dataclasses.replace(measured, distances=standard.distances, forwards=standard.forwards), standard)
+    assert (measured.distances[broken] <= torch.tensor(EPS)).all()
+    assert (measured.distances <= standard.distances).all()
+    assert measured.curve().accuracy(EPS) <= standard.robust_accuracy
+    assert measured.curve().accuracy(0.0) == standard.clean_accuracy
+    assert (measured.distances < math.inf).all(), "some image is always adversarial on this network"
+    assert (measured.distances < standard.norm).float().mean() > 0.5, "most perturbations can be smaller than eps"
+
+
+def test_distances_tuned_on_other_points_are_at_most_those_of_the_untuned_attacks(net):
+    some = DIGITS.test.at(slice(0, 200))
+    data = Dataset(name="some", train=DIGITS.train, validation=DIGITS.validation, test=some, classes=10, eps=EPS)
+    plain = evaluate(net, data, n=8, attacks="pgd", distances="fmn", diagnostics=False)
+    tuned = evaluate(net, data, n=8, attacks="pgd", distances="hofmn", diagnostics=False)
+    assert (tuned.distances <= plain.distances).all()
+    assert "HO-FMN" in tuned.distances_by
+    x, y = some.images(), some.y
+    with pytest.raises(Invalid, match="tunes on points that are not evaluated"):
+        evaluate(net, (x, y), attacks="pgd", distances="hofmn")
+
+
+def test_the_survey_s_protocol_needs_its_2176_images(net):
+    with pytest.raises(Invalid, match="2176"):
+        survey_protocol(net, "digits")
+
+
+# -------------------------------------------------------------------------------------------------------------- two networks
+
+
+def verdicts(stands, index=None, **changed):
+    stands = torch.tensor(stands)
+    index = torch.arange(len(stands)) if index is None else torch.tensor(index)
+    zeros = torch.zeros(len(stands))
+    made = Evaluation(
+        index=index, label=index % 10, prediction=index % 10, broken_by=tuple("" if s else "apgd-ce" for s in stands.tolist()),
+        norm=zeros, margin=zeros + 1, forwards=zeros, spent=zeros, distances=zeros, attacks="standard", eps=0.1, subset="first",
+        seed=0, data="digits",
+    )  # fmt: skip
+    return dataclasses.replace(made, **changed)
+
+
+def test_two_networks_are_compared_point_by_point():
+    a, b = verdicts([1, 1, 1, 1, 1, 1, 1, 1, 0, 0]), verdicts([1, 1, 0, 0, 0, 0, 0, 0, 1, 0])
+    found = compare(a, b)
+    assert (found.both, found.first_only, found.second_only, found.neither, found.n) == (2, 6, 1, 1, 10)
+    assert found.p == pytest.approx(2 * (1 + 7) / 2**7)  # seven discordant points, one or none on the rarer side, two-sided
+    assert found.difference == pytest.approx(0.5)
+    assert found.difference == pytest.approx(a.robust_accuracy - b.robust_accuracy)
+    n, d, off = 12, 5, 8
+    half = 1.959964 * math.sqrt(off - d * d / n) / n
+    assert found.interval == pytest.approx((5 / 12 - half, 5 / 12 + half))
+    assert "6 stand only in the first, 1 only in the second" in str(found)
+    back = compare(b, a)
+    assert (back.p, back.difference) == (found.p, -found.difference)
+    assert compare(a, a).p == 1.0
+
+
+def test_only_the_points_that_both_share_are_compared():
+    found = compare(verdicts([1, 0, 1], [1, 2, 3]), verdicts([0, 1, 0], [3, 2, 9]))
+    assert (found.n, found.first_only, found.second_only) == (2, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"eps": 8 / 255}, "different eps cannot be compared"),
+        ({"attacks": "lite"}, "different attacks cannot be compared: 'standard' and 'lite'"),
+        ({"data": "svhn"}, "different data"),
+        ({"index": torch.arange(5, 8)}, "no point in common"),
+        ({"label": torch.tensor([1, 1, 2])}, "other labels"),
+    ],
+)
+def test_what_is_not_alike_is_not_compared(changed, sentence):
+    with pytest.raises(Invalid, match=sentence):
+        compare(verdicts([1, 0, 1]), dataclasses.replace(verdicts([1, 1, 0]), **changed))
 
 
 # ------------------------------------------------------------------------------------------------------------------- refusals
@@ -317,7 +583,7 @@ class Broken(nn.Module):
         (lambda x: torch.full((len(x), 10), float("nan")), "returns NaN or infinite logits"),
         (lambda x: torch.zeros(len(x), 10).index_fill(1, torch.tensor([3]), float("inf")), "returns NaN or infinite logits"),
         (lambda x: torch.zeros(len(x), 7), "the network has 7 outputs but the labels name 10 classes"),
-        (lambda x: torch.zeros(len(x), 1), "with at least 2 classes, this one returned \\(24, 1\\)"),
+        (lambda x: torch.zeros(len(x), 1), "with at least 2 classes, this one returned \\(16, 1\\)"),
         (lambda x: torch.zeros(len(x), 10, 1), "must return logits of shape \\(N, classes\\)"),
         (lambda x: [x], "this one returned list"),
         (lambda x: torch.randn(len(x), 10), "it draws random numbers"),
@@ -342,7 +608,11 @@ def test_a_network_that_fails_on_late_images_only_is_refused_too():
 
 def test_dropout_is_no_randomness_once_the_network_is_in_evaluation_mode(net):
     model = nn.Sequential(nn.Dropout(0.5), copy.deepcopy(net)).train()
-    assert evaluate(model, "digits", eps=EPS, n=8, attacks="pgd").n == 8
+    report = evaluate(model, "digits", eps=EPS, n=8, attacks="pgd")
+    assert report.warnings == (
+        "the network was given in training mode, with dropout: a copy of it was evaluated in evaluation mode",
+    )
+    assert evaluate(model.eval(), "digits", eps=EPS, n=8, attacks="pgd").warnings == ()
 
 
 @pytest.mark.parametrize(
@@ -353,6 +623,11 @@ def test_dropout_is_no_randomness_once_the_network_is_in_evaluation_mode(net):
         ({"attacks": "standrad"}, "no attack mode 'standrad'; did you mean 'standard'"),
         ({"attacks": "fgsm"}, "no attack mode 'fgsm'"),
         ({"subset": "hard"}, "'hard'; did you mean 'stratified', 'random', 'first'"),
+        ({"norm": "l2"}, "norm 'l2' cannot be evaluated: attacks, distances and the benchmark here are all in 'linf'"),
+        ({"precision": "fp16"}, "no precision 'fp16'; did you mean 'bf16' or 'fp32'"),
+        ({"engine": "foolbox"}, "no attack engine 'foolbox'"),
+        ({"distances": "l2"}, "no kind of distances 'l2'"),
+        ({"device": "tpu"}, "no device 'tpu' here"),
         ({"eps": 0}, "eps is 0, expected a share of the pixel range above 0"),
         ({"eps": -0.1}, "eps is -0.1"),
         ({"eps": 8}, "eps is 8"),

@@ -33,15 +33,21 @@ def test_every_public_name_can_be_had():
 
 ALLOWED = {
     "errors": set(), "paths": {"errors"}, "events": set(), "taxonomy": {"errors", "paths"}, "masks": {"errors", "networks"},
-    "chance": set(), "networks": {"chance", "errors"}, "datasets": {"chance", "errors"}, "mechanisms": {"masks"},
-    "attacks": {"attacks", "chance"},
+    "chance": set(), "networks": {"chance", "errors"}, "datasets": {"chance", "errors", "paths"}, "mechanisms": {"masks"},
+    "attacks": {"attacks", "chance", "errors"}, "copies": {"devices", "errors", "networks"},
+    "verdicts": {"attacks", "copies", "errors", "events"}, "diagnostics": {"attacks", "chance", "copies", "errors"},
+    "curves": {"errors", "pickles", "store", "verdicts"}, "pickles": {"errors"}, "checkpoints": {"errors", "networks"},
+    "report": {"errors", "evaluation", "plots"},
     "objectives": {"attacks", "errors", "mechanisms"}, "training": {"errors", "events", "mechanisms", "objectives"},
     "criteria": {"criteria", "errors", "masks", "mechanisms", "recipes"}, "recipes": {"errors", "taxonomy"},
-    "evaluation": {"attacks", "chance", "datasets", "devices", "errors", "events"}, "devices": {"errors"}, "store": {"errors", "recipes"},
+    "evaluation": {
+        "attacks", "chance", "copies", "curves", "datasets", "devices", "diagnostics", "errors", "events", "networks", "store", "verdicts",
+    },
+    "devices": {"errors"}, "store": {"errors", "recipes"},
     "pipelines": {"criteria", "events", "masks", "mechanisms", "training", "runner"},
     "runner": {
-        "attacks", "chance", "datasets", "devices", "errors", "events", "masks", "mechanisms", "networks", "objectives", "recipes",
-        "store", "training", "__version__",
+        "attacks", "chance", "copies", "datasets", "devices", "errors", "events", "masks", "mechanisms", "networks", "objectives",
+        "recipes", "store", "training", "__version__",
     },
 }  # fmt: skip
 

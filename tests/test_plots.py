@@ -191,8 +191,11 @@ def evaluation(found: int, channels: int = 1) -> Evaluation:
     x_adv[:, :, 0, 0] += 0.1
     numbers = torch.arange(found)
     examples = {"x": x, "x_adv": x_adv, "label": numbers, "before": numbers, "after": numbers + 1, "index": numbers + 40}
-    ok = torch.ones(3, dtype=torch.bool)
-    return Evaluation(numbers, numbers, numbers, ok, ("",) * 3, "standard", 0.1, "first", 0, examples=examples if found else {})
+    zeros = torch.zeros(found)
+    return Evaluation(
+        numbers, numbers, numbers, ("",) * found, zeros, zeros, zeros, zeros, zeros, "standard", 0.1, "first", 0,
+        examples=examples if found else {},
+    )  # fmt: skip
 
 
 def test_examples_show_image_perturbation_and_attacked_image_side_by_side():

@@ -230,11 +230,14 @@ class Reader:
         from apnb.evaluation import MODES
 
         m = event.metrics
+        told = f"robust at most about {m['estimate']:.0%} [{m['low']:.0%}, {m['high']:.0%}], judged from {m['seen']} test images"
+        if m["attack"] == "glance":
+            return f"a first look: {told}", 0.0
         if m["attack"] == "clean":
             return f"{m['robust']:.0%} of {m['n']} test images right before any attack", 0.0
         self._attacks.add(m["attack"])
         inside = (len(self._attacks) - 1 + event.step / max(event.of, 1)) / len(MODES[self._mode])
-        return f"attack {m['attack']}: {event.step} of {event.of} points tried, {m['robust']:.0%} of {m['n']} stand", inside
+        return f"attack {m['attack']}: {event.step} of {event.of} points tried, {told}", inside
 
 
 def stage_weights(recipe: Recipe, pixels: int = 64) -> dict[str, float]:
