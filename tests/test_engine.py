@@ -69,9 +69,11 @@ class Halfspace(nn.Module):
         return ((x.flatten(1) - 0.5) @ self.w).abs() / self.w.abs().sum()
 
 
-def points(net: nn.Module, n: int, shape: tuple[int, ...], seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Images and the labels that the network gives them."""
-    x = torch.rand(n, *shape, generator=torch.Generator().manual_seed(seed + 100))
+def points(net: nn.Module, n: int, shape: tuple[int, ...], of: int = 1) -> tuple[Tensor, Tensor]:
+    """Images and the labels that the network gives them: the ``n`` that it is surest of among ``of`` times as many."""
+    x = torch.rand(n * of, *shape, generator=torch.Generator().manual_seed(100))
+    first, second = net(x).topk(2, 1).values.unbind(1)
+    x = x[(second - first).argsort()[:n]]
     return x, net(x).argmax(1)
 
 
@@ -143,13 +145,12 @@ SHAPES = [(1, 8, 8), (3, 6, 9), (2, 9, 5)]
 @pytest.mark.parametrize("shape", SHAPES)
 def test_apgd_visits_the_iterates_of_the_package_to_the_bit(shape, targets, steps):
     net = Rowwise(shape, 6)
-    x, y = points(net, 9, shape)
-    eps = 0.004  # nobody is broken, so that nobody leaves
+    x, y = points(net, 5, shape, of=200)
     name = "apgd-ce" if targets is None else "apgd-t"
-    clean = official(net, eps=eps, seed=4, classes=6, steps=steps, targets=3)[name](x, y)
-    assert torch.equal(clean, x)
+    eps = 0.03
     net.seen.clear()
-    official(net, eps=eps, seed=4, classes=6, steps=steps, targets=3)[name](x, y)
+    clean = official(net, eps=eps, seed=4, classes=6, steps=steps, targets=3)[name](x, y)
+    assert torch.equal(clean, x)  # nobody is broken, so that nobody leaves
     theirs = [seen for seen in net.seen if not torch.equal(seen, x)]
     net.seen.clear()
     apgd(net, x, y, eps=eps, seed=4, targets=targets, steps=steps)
@@ -159,7 +160,7 @@ def test_apgd_visits_the_iterates_of_the_package_to_the_bit(shape, targets, step
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("eps", [0.03, 0.1])
+@pytest.mark.parametrize("eps", [0.01, 0.02])
 def test_fab_and_square_return_the_images_of_the_package_to_the_bit(shape, eps):
     net = Rowwise(shape, 5, seed=2)
     x, y = points(net, 24, shape)
@@ -178,7 +179,7 @@ def test_fab_and_square_return_the_images_of_the_package_to_the_bit(shape, eps):
 def test_the_cascade_breaks_the_same_points_by_the_same_attacks_whatever_the_seed_the_batch_and_the_classes(shape, classes, seed):
     net = Rowwise(shape, classes, seed=seed)
     x, y = points(net, 23, shape)
-    budget = dict(eps=(0.03, 0.05, 0.08, 0.04)[seed], seed=seed, classes=classes, steps=20, queries=200)
+    budget = dict(eps=(0.01, 0.015, 0.02, 0.03)[seed], seed=seed, classes=classes, steps=20, queries=200)
     theirs = cascade(net, official(net, **budget), x, y, (23, 10, 7, 1)[seed])
     assert theirs == cascade(net, own(net, **budget), x, y, (23, 10, 7, 1)[seed])
     assert theirs.count("") < 23
@@ -202,7 +203,7 @@ def colour(classes: int = 4) -> Dataset:
 
 @pytest.mark.parametrize(
     ("data", "network", "key", "eps"),
-    [(DIGITS, "cnn", "natural", 0.08), (DIGITS, "resnet8", "fgsm", 0.12), (colour(), "cnn", "natural", 0.06)],
+    [(DIGITS, "cnn", "natural", 0.08), (DIGITS, "resnet8", "fgsm", 0.12), (colour(), "cnn", "natural", 0.025)],
     ids=["digits cnn", "digits resnet8", "colour cnn"],
 )
 def test_trained_networks_get_the_verdicts_of_the_package(data, network, key, eps):
@@ -315,7 +316,7 @@ def test_what_is_returned_lies_in_the_ball_and_the_box_and_fools_the_network_or_
     for name, attack in own(net, eps=0.08, seed=0, classes=6, steps=15, queries=200).items():
         found = attack(x, y)
         moved = (found != x).flatten(1).any(1)
-        assert 0 < int(moved.sum()), name
+        assert int(moved.sum()) > 0, name
         assert torch.equal(moved, net(found).argmax(1) != y), name
         assert float((found - x).abs().max()) <= 0.08 + 1e-6
         assert 0 <= float(found.min()) <= float(found.max()) <= 1

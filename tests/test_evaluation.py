@@ -476,6 +476,56 @@ class Tied(nn.Module):
         return 1e-6 * torch.arange(10.0).expand(len(x), 10) + 0 * x.flatten(1).sum(1, keepdim=True)
 
 
+# ----------------------------------------------------------------------------------------------------- is it believable
+
+
+class Stepped(nn.Module):
+    """A sound network behind images rounded to nine levels, and perhaps cut off from them."""
+
+    def __init__(self, net, cut=False):
+        super().__init__()
+        self.net, self.cut = net, cut
+
+    def forward(self, x):
+        x = (8 * x).round() / 8
+        return self.net(x.detach() if self.cut else x)
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_network_that_hides_its_gradients_is_evaluated_and_not_believed(net, cut):
+    report = evaluate(Stepped(copy.deepcopy(net).eval(), cut), "digits", eps=EPS, n=24, attacks="lite")
+    honest = evaluate(net, "digits", eps=EPS, n=24, attacks="lite")
+    assert report.robust_accuracy > honest.robust_accuracy, "gradients that are hidden look like robustness"
+    verdicts = {f.indicator: f.verdict for f in report.diagnostics}
+    assert verdicts["zero gradients (I1)"] == "failed"
+    assert all(f.verdict in ("fine", "unknown") for f in honest.diagnostics)
+    assert report.summary()["diagnostics"][3]["verdict"] == "failed"
+
+
+def test_the_parent_of_a_masked_network_breaks_what_the_white_box_left(net):
+    masked = Stepped(copy.deepcopy(net).eval())
+    findings = {f.indicator: f for f in evaluate(masked, "digits", eps=EPS, n=40, attacks="pgd", parent=net).diagnostics}
+    assert findings["transfer from the parent"].verdict == "failed"
+
+
+def test_a_network_whose_backward_pass_fails_is_refused_with_the_reason(net):
+    class Forward(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, g):
+            raise RuntimeError("no derivative of this")
+
+    class OneWay(nn.Module):
+        def forward(self, x):
+            return net(Forward.apply(x))
+
+    with pytest.raises(Invalid, match="the network's backward pass fails \\(no derivative of this\\)"):
+        evaluate(OneWay(), "digits", eps=EPS, n=8)
+
+
 # ------------------------------------------------------------------------------------------------------------------- distances
 
 

@@ -1,7 +1,11 @@
-"""``make bench``: every figure is a ratio against a peer in the same run. ``python -m tests.benchmarks training|imports|curve``."""
+"""``make bench``: every figure is a ratio against a peer in the same run. ``python -m tests.benchmarks NAME...`` runs some of them.
+
+CIFAR-10 test images for `oracle` and `evaluation` are those on disk, or an .npz (x uint8, y) that APNB_BENCH_IMAGES names.
+"""
 
 from __future__ import annotations
 
+import os
 import platform
 import statistics
 import subprocess
@@ -57,7 +61,51 @@ def curve() -> None:
             )
 
 
-ALL = {"imports": imports, "training": training, "curve": curve}
+def oracle() -> None:
+    """AutoAttack: verdicts and seconds of the package, of the package on a fast copy, and of our own engine."""
+    from tests.benchmarks.oracle import cifar, table
+
+    images = cifar(os.environ.get("APNB_BENCH_IMAGES"))
+    print(
+        "AutoAttack in full (100 steps, 9 targets, 5000 queries) or in small; oracle: the first column of each network and seed"
+    )
+    heads = "network              eps      n    budget    seed  column              robust  differ  missed  by another  doubted"
+    print(f"{heads}  seconds  ratio  (APGD-CE, APGD-T, FAB-T, Square)")
+    for r in table(images):
+        row = (
+            f"{r['network']:20} {r['eps']:.5f}  {r['n']:3}  {r['budget']:8}  {r['seed']:4}  {r['column']:18}  {r['robust']:6}  "
+            f"{r['differ']:6}  {r['missed']:6}  {r['by another']:10}  {r['doubted']:7}  {r['seconds']:7.1f}  {r['ratio']:5.2f}"
+        )
+        print(f"{row}  {r['each']}", flush=True)
+    if images is None:
+        print("resnet18 was left out: no CIFAR-10 test images here; name an .npz in APNB_BENCH_IMAGES")
+
+
+def fmn() -> None:
+    """FMN with frozen parameters against the same with gradients for them."""
+    from tests.benchmarks.fmn import measure
+
+    for name, value in measure().items():
+        print(f"{name}: {value}")
+
+
+def evaluation() -> None:
+    """How soon an evaluation says something, how long it takes on digits, and what it costs besides the network."""
+    from tests.benchmarks.evaluation import first_figure, overhead, whole
+    from tests.benchmarks.oracle import cifar
+
+    print(f"first figure {first_figure():.2f} s after the call (median of 5 fresh interpreters with torch loaded)")
+    found = whole()
+    print(f"digits CNN, n = 500, AutoAttack, {torch.get_num_threads()} threads: {found['seconds']:.0f} s, first batch attacked after "
+          f"{found['first batch']:.1f} s; {found['report']}")  # fmt: skip
+    images = cifar(os.environ.get("APNB_BENCH_IMAGES"))
+    if images is not None:
+        for attacks in ("pgd", "lite"):
+            told = overhead(images, attacks)
+            print(f"resnet18, 16 images, {attacks}: {told['outside']:.1%} of {told['seconds']:.0f} s outside the network")
+
+
+ALL = {"imports": imports, "training": training, "oracle": oracle, "fmn": fmn, "evaluation": evaluation, "curve": curve}
 
 if __name__ == "__main__":
     print(f"{platform.platform()}, {platform.processor() or platform.machine()}, torch {torch.__version__}")
