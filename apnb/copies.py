@@ -135,12 +135,13 @@ class Half(nn.Module):
 
 
 def _folded(net: nn.Module, sample: Tensor) -> nn.Module:
-    """``net`` with batch norms folded into the convolutions before them, or a plain copy if that would change what it says."""
+    """``net`` with batch norms folded into the convolutions before them and without poolings to the size that is there already,
+    or a plain copy if that would change what it says."""
     plain = copy.deepcopy(net)
-    pairs = _pairs(net, sample)
-    if not pairs:
-        return plain
+    pairs, idle = _superfluous(net, sample)
     folded = copy.deepcopy(net)
+    for name in idle:
+        folded.set_submodule(name, nn.Identity())
     for conv, norm in pairs:
         fused = fuse_conv_bn_eval(folded.get_submodule(conv), folded.get_submodule(norm)).requires_grad_(False)
         folded.set_submodule(conv, fused)
@@ -153,10 +154,12 @@ def _folded(net: nn.Module, sample: Tensor) -> nn.Module:
     return plain
 
 
-def _pairs(net: nn.Module, sample: Tensor) -> list[tuple[str, str]]:
-    """(convolution, batch norm): plain ones that run once a pass, the norm on what the convolution has just put out."""
+def _superfluous(net: nn.Module, sample: Tensor) -> tuple[list[tuple[str, str]], list[str]]:
+    """(convolution, batch norm): plain ones that run once a pass, the norm on what the convolution has just put out; and adaptive
+    poolings whose output has the size of their input."""
     convolutions = {m: n for n, m in net.named_modules() if type(m) is nn.Conv2d and "weight" in m._parameters}
     norms = {m: n for n, m in net.named_modules() if type(m) is nn.BatchNorm2d and m.track_running_stats}
+    pools = {m: n for n, m in net.named_modules() if type(m) in (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)}
     calls: Counter[nn.Module] = Counter()
     outputs: dict[int, tuple[nn.Module, Tensor]] = {}
     pairs: list[tuple[nn.Module, nn.Module]] = []
@@ -170,10 +173,16 @@ def _pairs(net: nn.Module, sample: Tensor) -> list[tuple[str, str]]:
         if id(args[0]) in outputs:
             pairs.append((outputs[id(args[0])][0], module))
 
+    def pooled(module: nn.Module, args: tuple, out: Tensor) -> None:
+        if args[0].shape != out.shape:
+            pools.pop(module, None)
+
     with ExitStack() as undo, torch.no_grad(), full_precision():
+        for module in list(pools):
+            undo.callback(module.register_forward_hook(pooled).remove)
         for module in convolutions:
             undo.callback(module.register_forward_hook(left).remove)
         for module in norms:
             undo.callback(module.register_forward_pre_hook(entered).remove)
         net(sample[:2])
-    return [(convolutions[c], norms[b]) for c, b in pairs if calls[c] == calls[b] == 1]
+    return [(convolutions[c], norms[b]) for c, b in pairs if calls[c] == calls[b] == 1], list(pools.values())

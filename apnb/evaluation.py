@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -284,32 +284,12 @@ def evaluate_stream(
     work.counted = [work.fast, inside]
     yield from _glance(work)
 
-    classes = work.fast(x[:1]).shape[1]
+    state, classes = work.state, work.fast(x[:1]).shape[1]
     chosen, notes = aa.attacks_for(MODES[attacks], classes)
-    state = work.state
     state["notes"] += [note for note in notes if note not in state["notes"]]
-    made: dict[int, dict[str, aa.Attack]] = {}
-
-    def engines(of: nn.Module) -> dict[str, aa.Attack]:
-        """The attacks on the fast copy, or, where it was mistaken, on the network itself."""
-        target = of if of is work.fast else inside
-        if id(target) not in made:
-            if attacks == "pgd":
-                made[id(target)] = {"pgd": lambda a, b: (_pgd50(target, a, b, dataset.eps, seed, state["done"]), None)}
-            else:
-                made[id(target)] = aa.ENGINES[engine](
-                    target, eps=dataset.eps, classes=classes, seed=seed, device=device, notes=state["notes"]
-                )
-        return made[id(target)]
-
-    def steps() -> Iterator[Iterator[Event]]:
-        yield work.each("clean", lambda: order, work.look, first=True)
-        for i, name in enumerate(chosen):
-            yield work.each(name, work.standing, partial(work.attack, name, engines), first=i == 0)
-        for c in _configurations(distances, dataset, index, net, seed, state, classes):
-            yield work.each(f"FMN {c.name}", work.right, partial(work.measure, c.name, partial(_nearest, configuration=c)))
-
-    for i, step in enumerate(steps()):
+    attackers = _attackers(work, inside, attacks, engine, classes, seed)
+    configurations = partial(_configurations, work, distances, dataset, index, classes, seed)
+    for i, step in enumerate(_steps(work, chosen, attackers, configurations)):
         if i >= state["step"]:
             yield from step
     state["notes"] += _noticed(work, attacks)
@@ -326,6 +306,33 @@ def evaluate_stream(
     if save is not None:
         save_tree(Path(save), {"key": key, "report": report.to_tree(), "state": None})
     return report
+
+
+def _attackers(
+    work: Work, inside: Counted, attacks: str, engine: str, classes: int, seed: int
+) -> Callable[[nn.Module], Mapping[str, aa.Attack]]:
+    """Gives the attacks on the fast copy, or, where it was mistaken, on the network itself (``inside`` counts its images)."""
+
+    @cache
+    def made(target: nn.Module) -> Mapping[str, aa.Attack]:
+        if attacks == "pgd":
+            return {"pgd": lambda x, y: (_pgd50(target, x, y, work.eps, seed, work.state["done"]), None)}
+        return aa.ENGINES[engine](
+            target, eps=work.eps, classes=classes, seed=seed, device=work.x.device, notes=work.state["notes"]
+        )
+
+    return lambda net: made(work.fast if net is work.fast else inside)
+
+
+def _steps(
+    work: Work, attacks: Sequence[str], attackers: Callable, configurations: Callable[[], list[Configuration]]
+) -> Iterator[Iterator[Event]]:
+    """The clean images, each attack on what stands, and each way to look for the smallest perturbations."""
+    yield work.each("clean", lambda: work.order, work.look, first=True)
+    for i, name in enumerate(attacks):
+        yield work.each(name, work.standing, partial(work.attack, name, attackers), first=i == 0)
+    for c in configurations():
+        yield work.each(f"FMN {c.name}", work.right, partial(work.measure, c.name, partial(_nearest, configuration=c)))
 
 
 def _told(model: nn.Module) -> list[str]:
@@ -389,22 +396,20 @@ def _nearest(net: nn.Module, x: Tensor, y: Tensor, configuration: Configuration)
     return fmn(net, x, y, configuration)[0]
 
 
-def _configurations(
-    distances: str, dataset: Dataset, index: Tensor, net: nn.Module, seed: int, state: dict, classes: int
-) -> list[Configuration]:
+def _configurations(work: Work, distances: str, dataset: Dataset, index: Tensor, classes: int, seed: int) -> list[Configuration]:
     """FMN's configurations: none, one for each loss, or besides these the ones that a search found on other points."""
     if distances == "none":
         return []
     losses = ("dlr", "ce", "ll") if classes > 2 else ("ce", "ll")
     plain = [Configuration(loss=loss) for loss in losses]
     if distances == "hofmn":
-        if not state["tuned"]:
-            x, y = _tuning_points(dataset, index, seed)
-            x, y = x.to(next(net.parameters()).device), y.to(next(net.parameters()).device)
+        tuned = work.state["tuned"]
+        if not tuned:
+            x, y = (t.to(work.x.device) for t in _tuning_points(dataset, index, seed))
             for loss in losses[:2]:
-                found, _ = search(net, x, y, loss=loss, seed=seed)
-                state["tuned"].append(dataclasses.asdict(dataclasses.replace(found, steps=plain[0].steps)))
-        plain += [Configuration(**c) for c in state["tuned"]]
+                found, _ = search(work.fast, x, y, loss=loss, seed=seed)
+                tuned.append(dataclasses.asdict(dataclasses.replace(found, steps=plain[0].steps)))
+        plain += [Configuration(**c) for c in tuned]
     return plain
 
 

@@ -56,6 +56,14 @@ def test_the_network_that_was_given_stays_as_it_was_to_the_bit():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
+@pytest.mark.parametrize(("size", "left"), [(8, 0), (12, 1)])
+def test_a_pooling_to_the_size_that_is_there_already_is_left_out(size, left):
+    net = exact(lived_in(build("cnn", channels=1, classes=10)), CPU)  # its maps are 2x2 for images of 8x8, and pooled to 2x2
+    copied = fast(net, images(1, size))
+    assert sum(isinstance(m, nn.AdaptiveAvgPool2d) for m in copied.modules()) == left
+    torch.testing.assert_close(copied(images(1, size)), net(images(1, size)), rtol=1e-4, atol=1e-4)
+
+
 class Twice(nn.Module):
     """A convolution whose output is used before its batch norm too."""
 

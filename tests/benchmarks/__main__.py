@@ -65,6 +65,7 @@ def oracle() -> None:
     """AutoAttack: verdicts and seconds of the package, of the package on a fast copy, and of our own engine."""
     from tests.benchmarks.oracle import cifar, table
 
+    torch.set_num_threads(1)
     images = cifar(os.environ.get("APNB_BENCH_IMAGES"))
     print(
         "AutoAttack in full (100 steps, 9 targets, 5000 queries) or in small; oracle: the first column of each network and seed"
