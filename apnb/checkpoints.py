@@ -32,7 +32,8 @@ def read(path: str | Path) -> dict[str, Tensor]:
             found = found[key]
             break
     if not isinstance(found, Mapping) or not found or not all(isinstance(v, Tensor) for v in found.values()):
-        told = f"the keys {', '.join(map(repr, list(found)[:6]))}" if isinstance(found, Mapping) else f"a {type(found).__name__}"
+        keys = ", ".join(map(repr, list(found)[:6])) if isinstance(found, Mapping) else ""
+        told = f"the keys {keys}" if keys else "nothing" if isinstance(found, Mapping) else f"a {type(found).__name__}"
         raise Invalid(f"{path} holds {told}, expected a state_dict: names and tensors, bare or under {', '.join(WRAPPERS)}")
     if all(str(name).startswith("module.") for name in found):
         return {name.removeprefix("module."): t for name, t in found.items()}

@@ -28,7 +28,7 @@ PRECISIONS = ("fp32", "bf16")
 
 _TF32 = threading.Lock()
 _USERS: list[int] = []
-_BEFORE: list[bool] = []
+_BEFORE: list[tuple[Any, str, Any, Any]] = []
 
 
 @contextmanager
@@ -36,8 +36,9 @@ def full_precision() -> Iterator[None]:
     """float32 means float32: no autocast, no TF32."""
     with _TF32:  # a switch of the whole process: the first user turns it off, the last one puts it back
         if not _USERS:
-            _BEFORE[:] = [torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32]
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+            _BEFORE[:] = _switches()
+            for where, name, _, off in _BEFORE:
+                setattr(where, name, off)
         _USERS.append(1)
     try:
         with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
@@ -46,7 +47,17 @@ def full_precision() -> Iterator[None]:
         with _TF32:
             _USERS.pop()
             if not _USERS:
-                torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = _BEFORE
+                for where, name, before, _ in _BEFORE:
+                    setattr(where, name, before)
+
+
+def _switches() -> list[tuple[Any, str, Any, Any]]:
+    """TF32's switches: where, name, value now, value for off. Whoever has set the newer ones cannot read the older ones."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    try:
+        return [(where, "allow_tf32", where.allow_tf32, False) for where in (matmul, cudnn)]
+    except RuntimeError:
+        return [(where, "fp32_precision", where.fp32_precision, "ieee") for where in (matmul, cudnn.conv, cudnn.rnn)]
 
 
 @contextmanager
@@ -95,7 +106,14 @@ def exact(model: nn.Module, device: torch.device) -> nn.Module:
     if len(places) > 1:
         told = ", ".join(sorted(map(str, places)))
         raise Invalid(f"the network lies on several devices ({told}); move it to one of them with model.to(...)")
-    return networks.copied(model).to(device).float().eval().requires_grad_(False)
+    try:
+        return networks.copied(model).to(device).float().eval().requires_grad_(False)
+    except Invalid:
+        raise
+    except Exception as error:  # scripted, traced and lazy networks refuse one or the other
+        raise Invalid(
+            f"a {type(model).__name__} cannot be frozen ({str(error).splitlines()[0]}); give a plain torch.nn.Module"
+        ) from None
 
 
 def fast(net: nn.Module, sample: Tensor, precision: str = "fp32") -> nn.Module:
@@ -146,7 +164,7 @@ def _folded(net: nn.Module, sample: Tensor) -> nn.Module:
         fused = fuse_conv_bn_eval(folded.get_submodule(conv), folded.get_submodule(norm)).requires_grad_(False)
         folded.set_submodule(conv, fused)
         folded.set_submodule(norm, nn.Identity())
-    with torch.no_grad(), full_precision(), contextlib.suppress(RuntimeError):
+    with torch.no_grad(), full_precision(), contextlib.suppress(Exception):  # a forward may look at what is gone
         before, after = net(sample), folded(sample)
         close = torch.allclose(before, after, rtol=1e-4, atol=1e-4 * float(before.abs().max()))
         if close and torch.equal(before.argmax(1), after.argmax(1)):
@@ -161,17 +179,18 @@ def _superfluous(net: nn.Module, sample: Tensor) -> tuple[list[tuple[str, str]],
     norms = {m: n for n, m in net.named_modules() if type(m) is nn.BatchNorm2d and m.track_running_stats}
     pools = {m: n for n, m in net.named_modules() if type(m) in (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)}
     calls: Counter[nn.Module] = Counter()
-    outputs: dict[int, tuple[nn.Module, Tensor]] = {}
+    outputs: dict[int, tuple[nn.Module, Tensor, int]] = {}
     pairs: list[tuple[nn.Module, nn.Module]] = []
 
     def left(module: nn.Module, args: tuple, out: Tensor) -> None:
         calls[module] += 1
-        outputs[id(out)] = (module, out)  # the tensor is kept, so that its id stays its own
+        outputs[id(out)] = (module, out, out._version)  # the tensor is kept, so that its id stays its own
 
     def entered(module: nn.Module, args: tuple) -> None:
         calls[module] += 1
-        if id(args[0]) in outputs:
-            pairs.append((outputs[id(args[0])][0], module))
+        source, _, version = outputs.get(id(args[0]) if args else 0, (None, None, None))
+        if source is not None and args[0]._version == version:  # not changed in place meanwhile
+            pairs.append((source, module))
 
     def pooled(module: nn.Module, args: tuple, out: Tensor) -> None:
         if args[0].shape != out.shape:

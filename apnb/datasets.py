@@ -86,7 +86,7 @@ class Dataset:
     def __post_init__(self):
         if isinstance(self.classes, bool) or not isinstance(self.classes, int) or self.classes < 2:
             raise Invalid(f"{self.name}: {self.classes!r} classes; a classification problem has at least 2")
-        if not isinstance(self.eps, Real) or not 0 < self.eps <= 1:
+        if isinstance(self.eps, bool) or not isinstance(self.eps, Real) or not 0 < self.eps <= 1:
             raise Invalid(f"eps is {self.eps!r}, expected a share of the pixel range above 0 and up to 1, such as 8/255")
         object.__setattr__(self, "eps", float(self.eps))
         object.__setattr__(self, "augment", choose(self.augment, AUGMENT, "augmentation"))

@@ -446,7 +446,7 @@ def security_curve(curves: Distances | Sequence[Distances], *, eps: float | None
     data = sorted({c.data for c in curves if c.data})
     if len(data) > 1:
         raise Invalid(f"one figure cannot compare different data: got {' and '.join(data)}; draw one figure for each")
-    eps = _common_eps(curves) if eps is None else eps
+    eps = common_eps(curves) if eps is None else eps
     if not isinstance(eps, Real) or not 0 < eps <= 1:
         raise Invalid(f"eps is {eps!r}, expected a share of the pixel range above 0 and up to 1, such as 8/255")
     found = [d for c in curves for d in c.value.tolist() if d < math.inf]
@@ -484,7 +484,8 @@ def security_curve(curves: Distances | Sequence[Distances], *, eps: float | None
     return figure
 
 
-def _common_eps(curves: Sequence[Distances]) -> float:
+def common_eps(curves: Sequence[Distances]) -> float:
+    """The radius that the distances name; `Invalid` if they name none, or several."""
     known = sorted({c.eps for c in curves if c.eps is not None})
     if len(known) != 1:
         told = f"name the radii {' and '.join(_radius(e) for e in known)}" if known else "name no radius"

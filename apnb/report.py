@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import html
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from apnb import plots
 from apnb.errors import Invalid
-from apnb.evaluation import DISTANCES, Evaluation
+
+if TYPE_CHECKING:
+    from apnb.evaluation import Evaluation
 
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
@@ -61,7 +64,7 @@ def page(e: Evaluation, *, title: str = "Robustness evaluation") -> str:
     counts = [[said.get(by, f"broken by {by}"), str(e.broken_by.count(by)), f"{e.broken_by.count(by) / e.n:.1%}"] for by in names]
     curve = "<p>The smallest perturbations were not asked for: distances=True, or --distances fmn, looks for them.</p>"
     examples = plots.examples(e).to_html(full_html=False, include_plotlyjs=True)
-    if e.distances_by != DISTANCES["none"]:
+    if e.searched != "none":
         curve = plots.security_curve([e.curve()], eps=e.eps).to_html(full_html=False, include_plotlyjs=False)
     findings = [[f.indicator, f.verdict, f.meaning, f.advice] for f in e.diagnostics]
     made = (

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import time
 from collections.abc import Generator, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +17,7 @@ from apnb import datasets, networks, pipelines
 from apnb.datasets import Dataset
 from apnb.errors import Invalid, choose
 from apnb.evaluation import MODES, Evaluation, check_points, default_batch, evaluate_stream
-from apnb.events import Done, Event
+from apnb.events import Done, Event, Waiting
 from apnb.masks import Masks, Sparsity
 from apnb.recipes import Recipe
 from apnb.runner import Runner
@@ -38,11 +40,13 @@ def stored_evaluation(
     device: torch.device,
     batch: int | None = None,
     parent: nn.Module | None = None,
-    **options: Any,
+    distances: bool | str = "none",
+    precision: str = "fp32",
+    engine: str = "apnb",
 ) -> Generator[Event, None, Evaluation]:
     """The evaluation of a run's network on a data set at its eps: from the store if it was made before, else made and stored.
 
-    It is stored after every batch, so that one which was interrupted goes on; ``options`` as for `apnb.evaluate`.
+    It is stored after every batch, so that one which was interrupted goes on, and one that another process makes is waited for.
     """
     attacks, subset = choose(attacks, MODES, "attack mode"), choose(subset, datasets.SUBSETS, "way to draw points")
     n = None if n == len(dataset.test) else n
@@ -50,33 +54,37 @@ def stored_evaluation(
     batch = default_batch(device) if batch is None else batch
     name = digest(
         {"data": dataset.fingerprint, "attacks": [attacks, *MODES[attacks]], "eps": dataset.eps, "n": n, "subset": subset, "seed": seed,
-         "batch": batch, "parent": against, **options}
+         "batch": batch, "parent": against, "distances": distances, "precision": precision, "engine": engine}
     )  # fmt: skip
     folder = store.run_folder(key) / "evaluations"
     place = folder / f"{name}.tensors"
-    if place.exists():
+    if (folder / f"{name}.json").exists():
+        with contextlib.suppress(Invalid):
+            return Evaluation.load(place)
+    lock = store.ready().lock(f"evaluation-{key}-{name}")
+    while True:
         try:
-            load_tree(place)
+            lock.acquire(timeout=0)
+            break
+        except TimeoutError:
+            yield Waiting(stage="evaluate")
+            time.sleep(0.2)
+    try:
+        try:
+            if place.exists():
+                load_tree(place)
         except Damaged:
             for path in (place, folder / f"{name}.json"):
                 path.unlink(missing_ok=True)
-    report = yield from evaluate_stream(
-        model,
-        dataset,
-        n=n,
-        attacks=attacks,
-        subset=subset,
-        seed=seed,
-        batch=batch,
-        device=device,
-        save=place,
-        key=name,
-        parent=parent,
-        **options,
-    )
-    if not (folder / f"{name}.json").exists():
-        write_json(folder / f"{name}.json", {"key": name, **report.summary()})
-    return report
+        report = yield from evaluate_stream(
+            model, dataset, n=n, attacks=attacks, subset=subset, seed=seed, batch=batch, device=device, parent=parent,
+            distances=distances, precision=precision, engine=engine, save=place, key=name,
+        )  # fmt: skip
+        if not (folder / f"{name}.json").exists():
+            write_json(folder / f"{name}.json", {"key": name, **report.summary()})
+        return report
+    finally:
+        lock.release()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +173,7 @@ def open_run(key: str, *, network: nn.Module | None = None, store: str | Path | 
         try:
             report = Evaluation.load(store.run_folder(run_.key) / "evaluations" / f"{found['key']}.tensors")
             break
-        except Damaged:
+        except Invalid:  # damaged, or not finished after all: it can be made again
             continue
     return dataclasses.replace(run_, evaluation=report)
 

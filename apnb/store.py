@@ -114,8 +114,9 @@ def load_tree(path: Path, device: torch.device | str = "cpu") -> Any:
             raise Invalid(f"{path} cannot be read: {error.strerror}") from None
         raise Damaged(f"{path} cannot be read ({error}); it is damaged or was not written by apnb") from None
     except Exception as error:
+        reason = (str(error).splitlines() or [""])[0]
         raise Damaged(
-            f"{path} cannot be read ({type(error).__name__}: {error}); it is damaged or was not written by apnb"
+            f"{path} cannot be read ({type(error).__name__}: {reason}); it is damaged or was not written by apnb"
         ) from None
     return _decode(tree, {k: t.to(device) for k, t in tensors.items()})
 

@@ -59,27 +59,38 @@ def check_network(net: nn.Module, x: Tensor, classes: int) -> None:
         raise Invalid(
             f"images must lie in [0, 1], these run from {float(x.min()):.3g} to {float(x.max()):.3g}; put normalisation inside the network"
         )
-    looks = []
-    try:
-        with torch.no_grad(), full_precision():
-            looks += [net(x[:GLANCE]) for _ in range(2)]
-    except RuntimeError as error:
-        shape, reason = ", ".join(map(str, x.shape[1:])), str(error).splitlines()[0]
-        raise Invalid(f"the network cannot take images of shape (N, {shape}): {reason}") from None
+    some = x[:GLANCE]
+    with torch.no_grad(), full_precision():
+        try:
+            looks = [net(some.clone()) for _ in range(5)]  # clones: a network may write into what it is given
+            alone = net(some[:1].clone())
+        except torch.cuda.OutOfMemoryError:
+            raise Invalid(f"the GPU has no room for {len(some)} images; use --device cpu or a smaller network") from None
+        except Exception as error:  # the network is the user's: it may raise anything
+            shape, reason = ", ".join(map(str, x.shape[1:])), (str(error).splitlines() or [type(error).__name__])[0]
+            raise Invalid(f"the network cannot take images of shape (N, {shape}), or not a single one: {reason}") from None
     first = looks[0]
     if not isinstance(first, Tensor) or first.ndim != 2 or first.shape[1] < 2:
         shape = tuple(first.shape) if isinstance(first, Tensor) else type(first).__name__
         raise Invalid(f"a network must return logits of shape (N, classes) with at least 2 classes, this one returned {shape}")
+    if len(first) != len(some) or first.dtype != torch.float32 or alone.shape != first[:1].shape:
+        raise Invalid(
+            f"the network returned {first.dtype} of shape {tuple(first.shape)} for {len(some)} images and {tuple(alone.shape)} for one, "
+            "expected a row of float32 logits for each; end its forward pass with logits.float(), and flatten, do not squeeze"
+        )
     if not first.isfinite().all():
         raise Invalid("the network returns NaN or infinite logits on clean images; it cannot be evaluated")
     if first.shape[1] < classes:
         raise Invalid(f"the network has {first.shape[1]} outputs but the labels name {classes} classes")
-    with torch.no_grad(), full_precision():
-        looks += [net(x[:GLANCE]) for _ in range(3)]
     if any(not torch.allclose(first, other, atol=1e-5, rtol=1e-4) for other in looks[1:]):
         raise Invalid(
             "the network gives different logits for the same images: it draws random numbers, and attacks that look once would "
             "overrate it; evaluate its deterministic form"
+        )
+    if not torch.allclose(first[:1], alone, atol=1e-3 * max(1.0, float(first.abs().max())), rtol=1e-3):
+        raise Invalid(
+            "the network's answer for an image depends on the other images of its batch (batch norm without running statistics, say), "
+            "so there is no verdict on a single image; give it fixed statistics"
         )
 
 
@@ -113,13 +124,13 @@ class Work:
         self, net: nn.Module, x: Tensor, y: Tensor, order: Tensor, *, eps: float, batch: int, keep: bool, notes: list[str]
     ):
         self.net, self.x, self.y, self.order, self.eps = net, x, y, order, eps
-        self.fast = net
+        self.fast = self.near = net  # what attacks run on, and what distances are looked for on: copies, once there are any
         self.counted: list[Counted] = []
         self.save = lambda: None
         self.before, self.started = 0.0, time.perf_counter()
         n = len(y)
         self.state: dict[str, Any] = {
-            "step": 0, "todo": None, "done": 0, "batch": batch, "notes": notes, "elapsed": 0.0, "doubted": 0,
+            "step": 0, "todo": None, "done": 0, "batch": batch, "shrunk": False, "notes": notes, "elapsed": 0.0, "doubted": 0,
             "prediction": torch.full((n,), -1), "broken_by": [""] * n, "margin": torch.full((n,), math.nan),
             "norm": torch.full((n,), math.inf), "distances": torch.full((n,), math.inf), "distance_by": [""] * n,
             "forwards": torch.zeros(n), "spent": torch.zeros(n), "tuned": [], "kept": [],
@@ -170,7 +181,7 @@ class Work:
                 if s["batch"] == 1:
                     raise Invalid("the GPU has no room for a single image; use --device cpu or a smaller network") from None
                 torch.cuda.empty_cache()
-                s["batch"] = max(1, s["batch"] // 2)
+                s["batch"], s["shrunk"] = max(1, min(s["batch"], len(part)) // 2), True
                 s["notes"].append(f"the GPU ran out of memory: attacked in batches of {s['batch']}")
                 continue
             s["forwards"][part] += (sum(c.images for c in self.counted) - passed) / len(part)
@@ -227,11 +238,12 @@ class Work:
                 s["kept"].append([i, after, image.clone()])
         self.nearer(at, name, s["norm"][at].clamp(max=self.eps))  # what rounding added may not put a point outside the ball
 
-    def closer(self, part: Tensor, name: str, images: Tensor) -> None:
-        """Images that may be adversarial at some distance: those that are, are measured."""
+    def closer(self, part: Tensor, name: str, images: Tensor) -> Tensor:
+        """Images that may be adversarial at some distance: those that are, are measured. Which ones turned out not to be."""
         x, y = self.x[part], self.y[part]
         found = verify(self.net, x, y, images, 1.0)
         self.nearer(part, name, torch.where(found, (images - x).flatten(1).abs().amax(1), math.inf).cpu())
+        return ((images != x).flatten(1).any(1) & ~found).cpu()
 
     def nearer(self, at: Tensor, name: str, distance: Tensor) -> None:
         s = self.state
@@ -243,8 +255,12 @@ class Work:
     def measure(self, name: str, nearest: Callable[[nn.Module, Tensor, Tensor], Tensor], part: Tensor) -> None:
         """A minimum-norm attack: how far is it to the nearest adversarial image that it finds?"""
         with full_precision():
-            images = nearest(self.fast, self.x[part], self.y[part])
-        self.closer(part, name, images)
+            images = nearest(self.near, self.x[part], self.y[part])
+        if (doubted := self.closer(part, name, images)).any():
+            again = part[doubted]
+            with full_precision():
+                images = nearest(self.net, self.x[again], self.y[again])
+            self.closer(again, name, images)
 
     # --- the end ------------------------------------------------------------------------------------------------------------------
 

@@ -95,7 +95,8 @@ def test_evaluate_writes_a_report_and_a_curve_and_says_whether_to_believe_it(cli
     status, out, err = cli("curves", curve, curve, "--out", figure, "--json")
     assert status == 0, err
     first, second = json.loads(out)
-    assert (first["n"], second["name"]) == ("16", f"{first['name']} (2)")
+    assert (first["n"], second["name"]) == (16, f"{first['name']} (2)")
+    assert first["robust"] <= first["clean"]
     assert figure.exists()
     before = {e["key"] for e in Store(tmp_path).evaluations(key)}
     assert cli("evaluate", key, *options)[0] == 0

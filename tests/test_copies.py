@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from apnb.copies import Half, exact, fast
+from apnb.copies import Half, exact, fast, full_precision
 from apnb.devices import bf16_units
 from apnb.errors import Invalid
 from apnb.networks import build
@@ -101,6 +101,48 @@ def test_norms_without_running_statistics_and_subclasses_are_left_alone():
     copied = fast(net, images())
     assert norms(copied) == 2
     assert torch.equal(copied(images()), net(images()))
+
+
+class Nosy(nn.Module):
+    """Looks at its batch norm's weights, or calls it by keyword."""
+
+    def __init__(self, keyword):
+        super().__init__()
+        self.conv, self.bn, self.linear, self.keyword = (
+            nn.Conv2d(1, 4, 3),
+            lived_in(nn.BatchNorm2d(4)),
+            nn.Linear(144, 3),
+            keyword,
+        )
+
+    def forward(self, x):
+        x = self.conv(x)
+        x = self.bn(input=x) if self.keyword else self.bn(x) + 0 * self.bn.weight.sum()
+        return self.linear(x.flatten(1))
+
+
+@pytest.mark.parametrize("keyword", [False, True])
+def test_a_forward_pass_that_misses_the_batch_norm_gets_it_back(keyword):
+    net = exact(Nosy(keyword), CPU)
+    assert torch.equal(fast(net, images())(images()), net(images()))
+
+
+def test_a_scripted_network_is_refused_or_frozen():
+    try:
+        net = exact(torch.jit.trace(build("cnn", channels=1, classes=10).eval(), images()), CPU)
+    except Invalid as refused:
+        assert "give a plain torch.nn.Module" in str(refused)
+    else:
+        assert not any(p.requires_grad for p in net.parameters())
+
+
+def test_full_precision_puts_back_what_was_chosen_also_by_the_newer_switches():
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision if hasattr(matmul, "fp32_precision") else None
+    with full_precision():
+        if before is not None:
+            assert matmul.fp32_precision in ("ieee", "none")
+    assert (matmul.fp32_precision if before is not None else None) == before
 
 
 def test_networks_without_values_or_on_several_devices_are_refused():

@@ -21,6 +21,7 @@ from torch import nn
 from apnb import datasets
 from apnb.attacks.autoattack import attacks_for
 from apnb.datasets import Batches, Dataset, Split
+from apnb.devices import bf16_units
 from apnb.errors import Invalid
 from apnb.evaluation import Evaluation, compare, evaluate, evaluate_stream, survey_protocol
 from apnb.events import Attacked
@@ -175,7 +176,7 @@ def test_an_evaluation_holds_together(net, standard):
     told = standard.summary()
     assert (told["robust"], told["n"], told["attacks"], told["warnings"]) == (k / 24, 24, "standard", [])
     assert list(standard.frame().columns) == [
-        "index", "label", "prediction", "robust", "broken_by", "norm", "margin", "distance", "forwards", "seconds"
+        "index", "label", "prediction", "robust", "broken_by", "norm", "margin", "distance", "distance_by", "forwards", "seconds"
     ]  # fmt: skip
     assert "an upper bound, found by AutoAttack" in str(standard)
 
@@ -416,9 +417,15 @@ def test_a_finished_evaluation_comes_back_from_its_file_and_other_questions_are_
     other = copy.deepcopy(net)
     with torch.no_grad():
         other[0].weight[0, 0, 0, 0] += 1e-3
-    for model, changed in ((net, {"n": 13}), (net, {"eps": 0.2}), (net, {"seed": 1}), (net, {"attacks": "lite"}), (other, {})):
+    changes = ({"n": 13}, {"eps": 0.2}, {"seed": 1}, {"attacks": "lite"}, {"subset": "first"}, {"parent": net})
+    for model, changed in (*((net, c) for c in changes), (other, {})):
         with pytest.raises(Invalid, match="holds an evaluation of another network, other images or other options"):
             evaluate(model, "digits", **{**options, **changed}, save=place)
+    whole = tmp_path / "whole"
+    few = (DIGITS.test.images(slice(0, 20)), DIGITS.test.y[:20])
+    evaluate(net, few, attacks="pgd", save=whole)
+    with pytest.raises(Invalid, match="other options"):
+        evaluate(net, few, attacks="pgd", subset="first", save=whole)  # all of them either way, but in another order
     place.write_bytes(place.read_bytes()[:200])
     with pytest.raises(Invalid, match="damaged"):
         evaluate(net, "digits", **options, save=place)
@@ -474,6 +481,41 @@ class Tied(nn.Module):
 
     def forward(self, x):
         return 1e-6 * torch.arange(10.0).expand(len(x), 10) + 0 * x.flatten(1).sum(1, keepdim=True)
+
+
+class Narrow(nn.Module):
+    """A network on a device with room for so many images."""
+
+    def __init__(self, net, room):
+        super().__init__()
+        self.net, self.room = net, room
+
+    def forward(self, x):
+        if len(x) > self.room:
+            raise torch.cuda.OutOfMemoryError("out of memory")
+        return self.net(x)
+
+
+def test_where_memory_runs_out_the_batch_is_halved_and_the_evaluation_goes_on(net):
+    report = evaluate(Narrow(net, 17), "digits", eps=EPS, n=40, batch=33, subset="first")
+    assert report.batch == 16
+    assert report.warnings == (
+        "the GPU ran out of memory: attacked in batches of 16",
+        "the GPU ran out of memory in the diagnostics, which were left out",
+    )
+    plain = evaluate(net, "digits", eps=EPS, n=40, batch=16, subset="first")
+    assert report.broken_by == plain.broken_by
+    with pytest.raises(Invalid, match="the GPU has no room for 16 images"):
+        evaluate(Narrow(net, 1), "digits", eps=EPS, n=40)
+
+
+@pytest.mark.skipif(not bf16_units(torch.device("cpu")), reason="this processor has no bfloat16 units")
+def test_half_precision_of_attacks_makes_no_distance_larger_than_it_has_to_be(net):
+    half, full = (evaluate(net, "digits", eps=EPS, n=48, attacks="lite", precision=p, distances=True) for p in ("bf16", "fp32"))
+    assert half.precision == "bf16"
+    assert "attacked in bf16" in str(half)
+    assert (half.distances < math.inf).all()
+    torch.testing.assert_close(half.distances, full.distances, rtol=0.02, atol=1e-4)
 
 
 # ----------------------------------------------------------------------------------------------------- is it believable
@@ -560,6 +602,20 @@ def test_distances_tuned_on_other_points_are_at_most_those_of_the_untuned_attack
         evaluate(net, (x, y), attacks="pgd", distances="hofmn")
 
 
+@pytest.mark.slow
+def test_the_survey_s_protocol_judges_its_128_points_and_says_what_it_leaves_out():
+    images = DIGITS.train.images().repeat(2, 1, 1, 1)[:2180]
+    split = Split(images, DIGITS.train.y.repeat(2)[:2180])
+    data = Dataset(name="many", train=split, validation=split, test=split, classes=10, eps=EPS)
+    found, notes = survey_protocol(trained_cnn(), data)
+    assert found.index.tolist() == list(range(2048, 2176))
+    assert found.eps == 8 / 255
+    assert len(notes) > 2
+    assert "survey's protocol" in found.method
+    clean = evaluate(trained_cnn(), (images[2048:2176], split.y[2048:2176]), attacks="pgd", diagnostics=False)
+    assert ((found.value == 0) >= (clean.prediction != clean.label)).all()
+
+
 def test_the_survey_s_protocol_needs_its_2176_images(net):
     with pytest.raises(Invalid, match="2176"):
         survey_protocol(net, "digits")
@@ -608,7 +664,7 @@ def test_only_the_points_that_both_share_are_compared():
         ({"attacks": "lite"}, "different attacks cannot be compared: 'standard' and 'lite'"),
         ({"data": "svhn"}, "different data"),
         ({"index": torch.arange(5, 8)}, "no point in common"),
-        ({"label": torch.tensor([1, 1, 2])}, "other labels"),
+        ({"fingerprint": "another"}, "different images, both named 'digits'"),
     ],
 )
 def test_what_is_not_alike_is_not_compared(changed, sentence):
@@ -640,8 +696,26 @@ class Broken(nn.Module):
         (lambda x: torch.zeros(len(x), 10, 1), "must return logits of shape \\(N, classes\\)"),
         (lambda x: [x], "this one returned list"),
         (lambda x: torch.randn(len(x), 10), "it draws random numbers"),
+        (lambda x: (x - x.mean(0)).flatten(1)[:, :10], "depends on the other images of its batch"),
+        (lambda x: x.flatten(1)[:, :10].half(), r"end its forward pass with logits\.float"),
+        (lambda x: x.flatten(1)[:, :10].repeat(2, 1), "expected a row of float32 logits for each"),
+        (lambda x: x.flatten(1)[:, :10].squeeze(), "do not squeeze"),
+        (lambda x: {}["a"], "cannot take images of shape"),
     ],
-    ids=["NaN", "infinite", "too few outputs", "one output", "three dimensions", "a list", "random"],
+    ids=[
+        "NaN",
+        "infinite",
+        "too few outputs",
+        "one output",
+        "three dimensions",
+        "a list",
+        "random",
+        "by batch",
+        "half",
+        "doubled",
+        "squeezed",
+        "an error",
+    ],
 )
 def test_networks_that_cannot_be_judged_are_refused(make, sentence):
     with pytest.raises(Invalid, match=sentence):
@@ -681,6 +755,12 @@ def test_dropout_is_no_randomness_once_the_network_is_in_evaluation_mode(net):
         ({"engine": "foolbox"}, "no attack engine 'foolbox'"),
         ({"distances": "l2"}, "no kind of distances 'l2'"),
         ({"device": "tpu"}, "no device 'tpu' here"),
+        ({"seed": 1.5}, "the seed is 1.5, expected a whole number"),
+        ({"save": 3}, "save is 3, expected the path of a file"),
+        ({"distances": [1]}, "no kind of distances"),
+        ({"parent": "resnet18"}, "the parent is a str, expected the dense network"),
+        ({"parent": nn.Identity()}, "the parent cannot be used: a network must return logits"),
+        ({"eps": True}, "eps is True"),
         ({"eps": 0}, "eps is 0, expected a share of the pixel range above 0"),
         ({"eps": -0.1}, "eps is -0.1"),
         ({"eps": 8}, "eps is 8"),

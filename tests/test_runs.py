@@ -230,3 +230,16 @@ def test_ctrl_c_stops_a_sweep_with_its_workers_and_the_next_one_goes_on(tmp_path
     assert time.monotonic() - started < 60
     done = subprocess.run([*command, "--store", str(tmp_path / "s")], capture_output=True, text=True)
     assert done.returncode == 0 and (tmp_path / "d.html").exists(), done.stderr[-2000:]
+
+
+def test_an_evaluation_that_another_process_has_not_finished_hides_no_other(tmp_path):
+    from apnb.store import Store, load_tree, save_tree
+
+    recipe = apnb.Recipe(pipeline="after", sparsity=0.5, budget="tiny")
+    first = apnb.run(recipe, store=tmp_path, attacks="pgd", n=16)
+    second = apnb.run(recipe, store=tmp_path, attacks="pgd", n=20)
+    (newest,) = [e for e in Store(tmp_path).evaluations(first.key) if e["n"] == 20]
+    place = Store(tmp_path).run_folder(first.key) / "evaluations" / f"{newest['key']}.tensors"
+    save_tree(place, {**load_tree(place), "report": None, "state": {}})
+    assert apnb.open_run(first.key, store=tmp_path).evaluation.n == 16
+    assert second.evaluation.n == 20

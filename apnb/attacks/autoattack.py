@@ -45,12 +45,14 @@ def official(
     steps: int = 100,
     targets: int = 9,
     queries: int = 5000,
+    room: int | None = None,
 ) -> dict[str, Attack]:
     """The four attacks of the authors' package against a network in evaluation mode with frozen parameters.
 
     Args:
         net: images -> logits (N, classes), on ``device``. eps: radius of the ball. seed: of every call.
         notes: gathers the sentences in which the package warns (zero gradients), each once.
+        room: images in one forward pass where memory is short; only our own engine ever takes more than it is given.
         steps, targets, queries: of the gradient attacks, the targeted ones, and Square; AutoAttack's own unless a benchmark says less.
 
     Returns:
@@ -92,6 +94,7 @@ def apnb(
     steps: int = 100,
     targets: int = 9,
     queries: int = 5000,
+    room: int | None = None,
 ) -> dict[str, Attack]:
     """The same four attacks with the same random numbers, written to do nothing twice; FAB also gives its nearest images.
 
@@ -106,8 +109,8 @@ def apnb(
     return {
         "apgd-ce": lambda x, y: (apgd(net, x, y, eps=eps, seed=seed, steps=steps), None),
         "apgd-t": lambda x, y: (apgd(net, x, y, eps=eps, seed=seed, steps=steps, targets=most, warn=warn), None),
-        "fab-t": lambda x, y: fab(net, x, y, eps=eps, targets=most, steps=steps),
-        "square": lambda x, y: (square(net, x, y, eps=eps, seed=seed, queries=queries), None),
+        "fab-t": lambda x, y: fab(net, x, y, eps=eps, targets=most, steps=steps, room=room),
+        "square": lambda x, y: (square(net, x, y, eps=eps, seed=seed, queries=queries, room=room), None),
     }
 
 

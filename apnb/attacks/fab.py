@@ -20,7 +20,15 @@ ALPHA, ETA, BETA = 0.1, 1.05, 0.9  # largest pull towards the clean image, overs
 
 @torch.no_grad()
 def fab(
-    net: Logits, x: Tensor, y: Tensor, *, eps: float, targets: int = 9, steps: int = 100, all_targets: bool = False
+    net: Logits,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    targets: int = 9,
+    steps: int = 100,
+    all_targets: bool = False,
+    room: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""Walks along the decision boundary towards the nearest misclassified image, once for each target class.
 
@@ -28,6 +36,7 @@ def fab(
         net: images -> logits (N, classes), in evaluation mode; only the input's gradient is taken.
         x, y: float32 (N, C, H, W) in [0, 1] and int64 (N,). eps: radius of the :math:`\ell_\infty` ball, in the units of x.
         targets: how many classes: those ranked 2 to targets + 1 on clean images. steps: iterations for each.
+        room: images in one forward pass, where memory is short; by itself as many as are worth it.
         all_targets: go on to the last target with points that are broken already, for the sake of ``closest``.
 
     Returns:
@@ -47,7 +56,7 @@ def fab(
     aims = logits.argsort(1)[:, -targets - 1 : -1].flip(1).T
     rows = (~broken).nonzero().squeeze(1)
     while len(rows) and len(aims):
-        several = max(1, worthwhile(x) // len(rows))
+        several = max(1, (room or worthwhile(x)) // len(rows))
         now, aims = aims[:several, rows], aims[several:]
         point = rows.repeat(len(now))
         found, distance = (t.unflatten(0, now.shape) for t in _walk(net, x[point], y[point], now.flatten(), steps))

@@ -23,13 +23,14 @@ SHRINK = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
 @torch.no_grad()
-def square(net: Logits, x: Tensor, y: Tensor, *, eps: float, seed: int, queries: int = 5000) -> Tensor:
+def square(net: Logits, x: Tensor, y: Tensor, *, eps: float, seed: int, queries: int = 5000, room: int | None = None) -> Tensor:
     r"""Squares of one colour at random places, each kept if it lowers the margin.
 
     Args:
         net: images -> logits (N, classes), in evaluation mode; no gradient is taken.
         x, y: float32 (N, C, H, W) in [0, 1] and int64 (N,). eps: radius of the :math:`\ell_\infty` ball, in the units of x.
         seed: of the start and the proposals, drawn on the CPU. queries: proposals, the same for all points.
+        room: images in one forward pass, where memory is short; by itself as many as are worth it.
 
     Returns:
         (N, C, H, W): an image whose margin is no longer positive where there was one, not yet verified, and x elsewhere.
@@ -38,7 +39,7 @@ def square(net: Logits, x: Tensor, y: Tensor, *, eps: float, seed: int, queries:
     row = (net(x).argmax(1) == y).nonzero().squeeze(1)
     if not len(row):
         return found
-    room = worthwhile(x)
+    room = room or worthwhile(x)
     x, y = x[row], y[row]
     generator = torch.Generator().manual_seed(seed)
     stripes = (2 * torch.rand(len(x), x.shape[1], 1, x.shape[3], generator=generator) - 1).sign().to(x.device)
