@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from apnb.attacks.fmn import LOSSES, OPTIMIZERS, Configuration, _dlr, closest, floor, fmn
-from apnb.attacks.hofmn import UNTUNED_LR, hofmn, search, survey
+from apnb.attacks.fmn import LOSSES, OPTIMIZERS, Configuration, _dlr, floor, fmn
+from apnb.attacks.hofmn import UNTUNED_LR, search, survey
 from apnb.errors import Invalid
 from tests.benchmarks.fmn import plain_fmn
 
@@ -306,24 +306,6 @@ def test_as_released_is_the_algorithm_of_the_released_code(loss, optimizer, sche
         net.zero_grad()
 
 
-# ------------------------------------------------------------------------------------------------------------------- the minimum
-
-
-def test_the_closest_candidate_wins_at_every_point_and_the_earlier_one_at_equal_distance():
-    x = torch.zeros(5, 1, 1, 1)
-    inf = math.inf
-    candidates = [
-        ("a", torch.full_like(x, 1), torch.tensor([0.3, inf, 0.2, inf, 0.0])),
-        ("b", torch.full_like(x, 2), torch.tensor([0.1, 0.5, 0.2, inf, inf])),
-        ("c", torch.full_like(x, 3), torch.tensor([0.2, 0.6, 0.2, inf, 0.0])),
-    ]
-    adversarial, distance, found_by = closest(x, candidates)
-    assert adversarial.flatten().tolist() == [2, 2, 1, 0, 1]
-    torch.testing.assert_close(distance, torch.tensor([0.1, 0.5, 0.2, inf, 0.0]))
-    assert found_by == ["b", "b", "a", "", "clean"]
-    assert closest(x, [])[2] == [""] * 5
-
-
 # --------------------------------------------------------------------------------------------------------------------- the search
 
 
@@ -379,22 +361,6 @@ def test_the_search_does_not_depend_on_the_batch_and_ignores_points_that_are_wro
     other, same = search(net, x, wrong, steps=5, trials=3, batch=7)
     assert best == other
     np.testing.assert_allclose(table, same, rtol=1e-9)
-
-
-def test_the_pointwise_minimum_is_never_above_any_of_its_runs(conv):
-    net, x, y = conv
-    adversarial, distance, found_by, configurations = hofmn(
-        net, x[:16], y[:16], x[16:], y[16:], losses=("dlr", "ce"), steps=20, trials=6
-    )
-    assert {"DLR-SGD-cosine", "CE-SGD-cosine"} <= set(configurations)
-    assert set(configurations) <= {f"{loss}-SGD-cosine{kind}" for loss in ("DLR", "CE") for kind in ("", " tuned")}
-    runs = {name: fmn(net, x[:16], y[:16], c)[1] for name, c in configurations.items()}
-    assert torch.equal(distance, torch.stack(list(runs.values())).amin(0))
-    assert found_by[:3] == ["clean"] * 3
-    for i in range(3, 16):
-        assert runs[found_by[i]][i] == distance[i]
-    assert torch.equal((adversarial - x[:16]).flatten(1).abs().amax(1), distance)
-    assert all(c.steps == 20 for c in configurations.values())
 
 
 # ------------------------------------------------------------------------------------------------------------- the survey's protocol
@@ -472,8 +438,6 @@ def test_searches_that_cannot_work_are_refused(conv):
         search(net, x, y, trials=1)
     with pytest.raises(Invalid, match="none of the 3 tuning points is classified correctly"):
         search(net, x[:3], y[:3], steps=3, trials=2)
-    with pytest.raises(Invalid, match="2 of 10 tuning images are evaluated too \\(the first is number 0\\)"):
-        hofmn(net, x[:12], y[:12], x[10:20], y[10:20])
     with pytest.raises(Invalid, match="points 2048 to 2175, and 24 were given; give the whole test split, at least 2176 images"):
         survey(net, x, y)
 

@@ -8,7 +8,7 @@ schedule follow it, and moves by the sign of the gradient: a `Configuration` nam
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
 
@@ -149,27 +149,6 @@ def fmn(net: nn.Module, x: Tensor, y: Tensor, configuration: Configuration | Non
         delta = delta - _rate(c, i) * unit * direction(g.sign() + c.weight_decay * delta / unit)
         x_adv = (x + delta.clamp(_over(-eps, x), _over(eps, x))).clamp(0, 1)
     return adversarial, distance
-
-
-def closest(x: Tensor, candidates: Iterable[tuple[str, Tensor, Tensor]]) -> tuple[Tensor, Tensor, list[str]]:
-    """The point-wise minimum over attacks.
-
-    Args:
-        x: (N, C, H, W). candidates: (name, adversarial (N, C, H, W), distance (N,)), as `fmn` gives them; at equal distance the
-            earlier one stays.
-
-    Returns:
-        adversarial (N, C, H, W) and distance (N,) of the closest; ``x`` and inf where nobody found one; and the names: "clean" at
-        distance 0, "" where nobody found one.
-    """
-    adversarial, distance = x, torch.full_like(x.flatten(1)[:, 0], math.inf)
-    who, names = torch.zeros(len(x), dtype=torch.long, device=x.device), [""]
-    for name, image, d in candidates:
-        closer = d < distance
-        adversarial, distance = torch.where(_over(closer, x), image, adversarial), torch.where(closer, d, distance)
-        who = torch.where(closer, len(names), who)
-        names.append(name)
-    return adversarial, distance, ["clean" if d == 0 else names[k] for k, d in zip(who.tolist(), distance.tolist(), strict=True)]
 
 
 def floor(steps: int) -> float:

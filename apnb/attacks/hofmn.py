@@ -1,7 +1,7 @@
 """HO-FMN: FMN whose learning rate and its companions are searched for, for each loss and optimiser (Mura et al. 2024).
 
-`search` finds one configuration on points set aside for it; `hofmn` runs the found and the untuned ones on other points and keeps
-the closest adversarial of all; `survey` repeats what the survey did, shortcuts included.
+`search` finds one configuration on points set aside for it; `apnb.evaluate(..., distances="hofmn")` runs the found and the untuned
+ones on other points and keeps the smallest distance of all; `survey` repeats what the survey did, shortcuts included.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from apnb.attacks.fmn import Configuration, closest, floor, fmn
+from apnb.attacks.fmn import Configuration, floor, fmn
 from apnb.errors import Invalid
 
 if TYPE_CHECKING:
@@ -96,57 +96,6 @@ def search(
     return best[1], pd.DataFrame(rows, index=pd.RangeIndex(1, trials + 1, name="trial"))
 
 
-def hofmn(
-    net: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    x_tune: Tensor,
-    y_tune: Tensor,
-    *,
-    losses: Iterable[str] = ("dlr", "ce"),
-    optimizers: Iterable[str] = ("sgd",),
-    schedule: str = "cosine",
-    steps: int = 200,
-    trials: int = 32,
-    seed: int = 0,
-    batch: int = 128,
-    progress: Callable[[int, int, float], None] | None = None,
-) -> tuple[Tensor, Tensor, list[str], dict[str, Configuration]]:
-    """The closest adversarial of several FMN: for each loss and optimiser the tuned configuration and the untuned one.
-
-    Args:
-        net: images -> logits, in evaluation mode. x: (N, C, H, W) in [0, 1] and y: int64 (N,): the points evaluated.
-        x_tune, y_tune: other points, see `search`. steps: of the final runs; the search takes half as many.
-        losses, optimizers: each pair is searched for. schedule, trials, seed, batch, progress: see `search`.
-
-    Returns:
-        adversarial (N, C, H, W), distance (N,) and the names of who found them, as `closest` gives them; and the configurations by
-        their names, "DLR-SGD-cosine" and "DLR-SGD-cosine tuned".
-
-    Raises:
-        Invalid: a tuning image is among those evaluated, and as `search`.
-    """
-    known = {image.tobytes() for image in x.cpu().numpy()}
-    twice = [i for i, image in enumerate(x_tune.cpu().numpy()) if image.tobytes() in known]
-    if twice:
-        raise Invalid(
-            f"{len(twice)} of {len(x_tune)} tuning images are evaluated too (the first is number {twice[0]}); tune on others"
-        )
-    configurations: dict[str, Configuration] = {}
-    for loss in losses:
-        for optimizer in optimizers:
-            tuned, _ = search(
-                net, x_tune, y_tune, loss=loss, optimizer=optimizer, schedule=schedule,
-                steps=max(2, steps // 2), trials=trials, seed=seed, batch=batch, progress=progress,
-            )  # fmt: skip
-            untuned = Configuration(loss=loss, optimizer=optimizer, schedule=schedule, steps=steps)
-            configurations[untuned.name] = untuned
-            if (tuned := dataclasses.replace(tuned, steps=steps)) != untuned:
-                configurations[f"{tuned.name} tuned"] = tuned
-    found = ((name, *_attacked(net, x, y, configuration, batch)) for name, configuration in configurations.items())
-    return *closest(x, found), configurations
-
-
 def survey(
     net: nn.Module,
     images: Tensor,
@@ -159,7 +108,7 @@ def survey(
     points: int = 128,
     batch: int = 128,
 ) -> tuple[Tensor, Tensor, Configuration, list[str]]:
-    """Distances by the survey's own protocol, for comparison with its figures, which its shortcuts make differ from `hofmn`'s.
+    """Distances by the survey's own protocol, for comparison with its figures, which its shortcuts make differ from an evaluation's.
 
     DLR, SGD and the cosine; 32 trials of 100 steps on the first 64 test points, then 200 steps on the points 2048 to 2175.
 
@@ -169,7 +118,7 @@ def survey(
 
     Returns:
         distance (points,), 0 where the point is misclassified or no adversarial was found; index int64 (points,), in the split;
-        the configuration found; and sentences that say how this differs from `hofmn`.
+        the configuration found; and sentences that say how this differs from an evaluation.
 
     Raises:
         Invalid: fewer images than the protocol needs, and as `search`.
@@ -179,7 +128,7 @@ def survey(
     if len(images) < first + points:
         raise Invalid(
             f"the survey evaluates the test points {first} to {first + points - 1}, and {len(images)} were given; "
-            f"give the whole test split, at least {first + points} images, or use hofmn"
+            f"give the whole test split, at least {first + points} images, or use apnb.evaluate with distances='hofmn'"
         )
     tuned, _ = search(net, images[:tuning], labels[:tuning], trials=trials, seed=seed, batch=batch, as_released=True)
     tuned = dataclasses.replace(tuned, steps=200)
