@@ -241,9 +241,9 @@ def evaluate(
     if report is not None:
         from apnb.report import write
 
-        note(f"the report: {write(result, report, title=f'{what} on {given.dataset.name}')}")
+        note(f"the report: {write(result, report, title=f'{given.title} on {given.dataset.name}')}")
     if curve is not None:
-        note(f"the distances: {curves.write(curve, result.curve(what))}")
+        note(f"the distances: {curves.write(curve, result.curve(given.title))}")
     return 0
 
 
@@ -254,7 +254,7 @@ class Network:
         from apnb import checkpoints, datasets, networks
         from apnb.runs import open_run
 
-        self.run = None
+        self.run, self.title = None, Path(what).stem if Path(what).is_file() else what
         self.data = data or "digits"
         if network is not None and not Path(what).is_file():
             raise Invalid(f"--network names what the weights in a file belong to, and {what} is no file; leave it out")
@@ -276,6 +276,7 @@ class Network:
             self.data = known
             self.dataset = datasets.load(known, eps=self.run.summary["eps"] if eps is None else eps)
             self.name, self.model = self.run.summary["network"], self.run.model
+            self.title = f"{self.run.recipe.label} {self.run.recipe.sparsity:.0%}, {self.name}"
 
 
 def curves(

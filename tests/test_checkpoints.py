@@ -51,7 +51,7 @@ class Runs:
 def test_code_in_a_file_is_named_and_not_run(tmp_path):
     place = tmp_path / "was here"
     torch.save({"net": Runs(place)}, tmp_path / "zip.pt")
-    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Runs(place)))
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Runs(place), protocol=2))
     for name in ("zip.pt", "plain.pt"):
         with pytest.raises(Invalid, match=r"nothing of it was run|cannot be read as weights"):
             checkpoints.read(tmp_path / name)
