@@ -37,9 +37,10 @@ class Timed(nn.Module):
 
 def overhead(images: tuple[Tensor, Tensor], attacks: str = "lite", n: int = 16) -> dict:
     """Share of an evaluation's seconds spent outside the network: resnet18, small ball, so that points stand."""
-    SPENT["model"] = 0.0
-    report = evaluate(Timed(resnet()), (images[0][:n], images[1][:n]), eps=0.4 / 255, attacks=attacks, diagnostics=False)
-    return {"seconds": report.seconds, "outside": 1 - SPENT["model"] / report.seconds, "robust": report.robust_accuracy}
+    model, SPENT["model"], began = Timed(resnet()), 0.0, time.perf_counter()
+    report = evaluate(model, (images[0][:n], images[1][:n]), eps=0.4 / 255, attacks=attacks, diagnostics=False)
+    seconds = time.perf_counter() - began
+    return {"seconds": seconds, "outside": 1 - SPENT["model"] / seconds, "robust": report.robust_accuracy}
 
 
 FIRST = """
