@@ -309,7 +309,7 @@ class Runner:
 
 
 def _spelled(data: Any) -> str | None:
-    """How to name the data in another session: a name as it is, a path made whole, nothing for objects."""
+    """How to name the data in another process: a name as it is, a path made whole, nothing for objects."""
     if not isinstance(data, str):
         return None
     kind, colon, path = data.partition(":")

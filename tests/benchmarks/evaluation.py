@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 
-import torch
 from torch import Tensor, nn
 
 from apnb.evaluation import evaluate, evaluate_stream
@@ -74,8 +73,3 @@ def whole(n: int = 500) -> dict:
             return {"report": end.value, "seconds": time.perf_counter() - began, "first batch": first}
         if first is None and event.metrics["attack"] == "apgd-ce":
             first = time.perf_counter() - began
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    print(first_figure(), whole())
