@@ -545,8 +545,7 @@ class Comparison:
 
     Attributes:
         both, first_only, second_only, neither: points that stand in both, in one, in none. p: exact two-sided McNemar test of
-            "the two are equally robust", a probability. difference: robust accuracy of the first minus that of the second.
-        low, high: 95 % interval of the difference (Agresti and Min 2005: Wald's with half a point added to each cell).
+            "the two are equally robust", a probability.
     """
 
     both: int
@@ -557,14 +556,17 @@ class Comparison:
 
     @property
     def n(self) -> int:
+        """Points that both were attacked on."""
         return self.both + self.first_only + self.second_only + self.neither
 
     @property
     def difference(self) -> float:
+        """Robust accuracy of the first minus that of the second, in [-1, 1]."""
         return (self.first_only - self.second_only) / self.n
 
     @property
     def interval(self) -> tuple[float, float]:
+        """95 % interval of the difference (Agresti and Min 2005: Wald's with half a point added to each cell)."""
         n, d, off = self.n + 2, self.first_only - self.second_only, self.first_only + self.second_only + 1
         half = 1.959964 * math.sqrt(off - d * d / n) / n
         return max(-1.0, d / n - half), min(1.0, d / n + half)
