@@ -125,7 +125,7 @@ def _drop_lowest(flat: Tensor, drop: int) -> Tensor:
     return (flat > threshold) | (ties & (ties.cumsum(0) > tied_drops))
 
 
-def select(scores: Scores, drop: int | Mapping[str, int], *, check: bool = True) -> Masks:
+def select(scores: Scores, drop: int | Mapping[str, int], *, check: bool = True, spare: bool = True) -> Masks:
     r"""Keep the highest-scoring units.
 
     Drops exactly ``drop`` units over all tensors together (a number: global) or as many as named for each (a mapping: local).
@@ -137,6 +137,8 @@ def select(scores: Scores, drop: int | Mapping[str, int], *, check: bool = True)
         scores: name -> importance of its units, any shape; comparable across names if ``drop`` is one number.
         drop: units to remove; a method computes it from the sparsity by its own rounding.
         check: look for NaN, which makes a GPU wait; a mechanism that selects in every batch leaves it to the loss.
+        spare: with one number, keep each tensor's best unit. False where a method is known for ranking without it: a layer may
+            then be emptied.
 
     Returns:
         Same names and shapes, bool, True = kept.
@@ -155,32 +157,39 @@ def select(scores: Scores, drop: int | Mapping[str, int], *, check: bool = True)
                 raise Invalid(f"cannot drop {drop[name]} of the {s.numel()} units of {name}: a layer keeps at least one")
         return {name: _drop_lowest(s.flatten(), drop[name]).view_as(s) for name, s in scores.items()}
     total = sum(s.numel() for s in scores.values())
-    if not 0 <= drop <= total - len(scores):
-        raise Invalid(f"cannot drop {drop} of {total} units in {len(scores)} layers: a layer keeps at least one")
+    if not 0 <= drop <= total - (len(scores) if spare else 1):
+        raise Invalid(
+            f"cannot drop {drop} of {total} units in {len(scores)} layers: a {'layer' if spare else 'network'} keeps at least one"
+        )
     guarded = []
     for s in scores.values():
         flat = s.flatten().clamp(max=torch.finfo(s.dtype).max)  # an infinite score must not tie with the guard
-        guarded.append(flat.scatter(0, s.argmax().view(1), torch.inf))
+        guarded.append(flat.scatter(0, s.argmax().view(1), torch.inf) if spare else flat)
     kept = _drop_lowest(torch.cat(guarded), drop).split([g.numel() for g in guarded])
     return {name: part.view_as(s) for (name, s), part in zip(scores.items(), kept, strict=True)}
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a selection has to meet: which layers, which units, ranked within a layer or across, and the share to remove."""
+    """What a selection has to meet: which layers, which units, ranked within a layer or across, and the share to remove.
+
+    ``counts`` are the numbers to drop where a method rounds in its own way (default: `drop_counts`); ``spare`` as in `select`.
+    """
 
     layers: tuple[Layer, ...]
     structure: str
     locality: str
     sparsity: float
+    counts: int | Mapping[str, int] | None = None
+    spare: bool = True
 
     def sizes(self) -> dict[str, int]:
         """Units in each layer in scope."""
         return unit_counts(self.layers, self.structure)
 
-    def drop(self) -> int | dict[str, int]:
+    def drop(self) -> int | Mapping[str, int]:
         """The number of units to remove, see `drop_counts`."""
-        return drop_counts(self.sizes(), self.sparsity, self.locality)
+        return self.counts if self.counts is not None else drop_counts(self.sizes(), self.sparsity, self.locality)
 
     def units(self, scores: Scores, within: Masks | None = None, *, check: bool = True) -> Masks:
         """Unit masks from the scores of all weights; with ``within``, what was removed before stays removed."""
@@ -188,7 +197,7 @@ class Target:
         if within is not None:
             before = group({n: m.float() for n, m in within.items()}, self.structure, self.layers)
             grouped = {n: s.masked_fill(before[n] == 0, -torch.inf) for n, s in grouped.items()}
-        return select(grouped, self.drop(), check=check)
+        return select(grouped, self.drop(), check=check, spare=self.spare)
 
     def select(self, scores: Scores, within: Masks | None = None, *, check: bool = True) -> Masks:
         """Masks in the weights' shapes: ``expand(select(group(scores), drop))``."""
@@ -236,8 +245,11 @@ class Sparsity:
 
 
 def account(masks: Mapping[str, Tensor], layers: Sequence[Layer], structure: str, asked: float, parameters: int) -> Sparsity:
-    """Count what ``masks`` (in the weights' shapes) remove from a network with ``parameters`` parameters in all."""
-    counts = unit_counts(layers, structure)
+    """Count what ``masks`` (in the weights' shapes) remove from a network with ``parameters`` parameters in all.
+
+    Units are those of the layers that the masks name: a method that leaves a layer dense by its own rule is measured on the rest.
+    """
+    counts = {n: k for n, k in unit_counts(layers, structure).items() if n in masks}
     units = group({n: masks[n].float() for n in counts}, structure, layers)
     kept = {n: int((u > 0).sum()) for n, u in units.items()}
     zeros = {n: int(m.numel() - m.sum()) for n, m in masks.items()}

@@ -47,6 +47,8 @@ class Mechanism:
 
     stochastic = False  # True: `effective` draws noise and is called for every forward pass, attack steps included
     done = False  # between_epochs may set it: the stage is over
+    ready = True  # False: this state may not be the stage's result; ``unready`` then says what is missing
+    unready = ""
     constant: tuple[str, ...] = ()
 
     def groups(self, params: Params) -> list[Group]:
@@ -191,19 +193,23 @@ class LearnedScores(Mechanism):
     The network runs with :math:`w \odot m`, m the mask that the current scores select; backward treats the selection as the
     identity from |s| to m (straight-through), so dropped weights have a gradient too: dL/ds = dL/dw_eff * w * sign(s).
     Scores start as :math:`\sqrt{6/\mathrm{fan\_in}}\; w / \max|w|`, so that the first mask is the one of magnitude.
-    Norm parameters learn with the scores; weights and biases are frozen. Source: Sehwag et al. 2020 (HYDRA), section 4.
+    The parameters named in ``norms`` learn with the scores; all others are frozen. ``start`` gives other first scores, name ->
+    tensor of the weight's shape. Source: Sehwag et al. 2020 (HYDRA), section 4.
     """
 
     constant = ("target", "within", "norms")
 
-    def __init__(self, params: Params, target: Target, norms: tuple[str, ...], within: Masks | None = None):
+    def __init__(
+        self,
+        params: Params,
+        target: Target,
+        norms: tuple[str, ...],
+        within: Masks | None = None,
+        start: Mapping[str, Tensor] | None = None,
+    ):
         self.target, self.within, self.norms = target, within, norms
-        self.scores = {n: nn.Parameter(self._start(params[n].detach())) for n in target.sizes()}
-
-    @staticmethod
-    def _start(w: Tensor) -> Tensor:
-        fan_in = w[0].numel()
-        return (6 / fan_in) ** 0.5 * w / w.abs().max().clamp_min(1e-12)
+        first = start or {n: scaled(params[n].detach()) for n in target.sizes()}
+        self.scores = {n: nn.Parameter(s) for n, s in first.items()}
 
     def groups(self, params: Params) -> list[Group]:
         return [{"params": [*self.scores.values(), *(params[n] for n in self.norms)]}]
@@ -214,27 +220,45 @@ class LearnedScores(Mechanism):
         return params | {n: params[n].detach() * through(m.float(), size[n]) for n, m in masks.items()}
 
 
+def scaled(w: Tensor) -> Tensor:
+    r"""A weight as a first score: :math:`\sqrt{6/\mathrm{fan\_in}}\; w / \max|w|` (Sehwag et al. 2020, section 4.2)."""
+    return (6 / w[0].numel()) ** 0.5 * w / w.abs().max().clamp_min(1e-12)
+
+
 class Admm(Mechanism):
     r"""Pull the weights towards a sparse copy of themselves: the alternating direction method of multipliers.
 
     :math:`\min_W L(W) + \frac{\rho}{2}\|W - Z + U\|^2`; every ``period`` epochs :math:`Z = \Pi(W + U)`, the projection onto the
     wanted sparsity (the same selection as everywhere, by magnitude), :math:`U \leftarrow W + U - Z`, and rho grows by ``growth``, by
-    which the scaled dual U is then divided. The duals are constants in the penalty. Source: Boyd et al. 2011, sections 3.4.1 and
-    9.1 (textbook form); in pruning Zhang et al. 2018, Ye et al. 2019.
+    which the scaled dual U is then divided (``rescale``). The duals are constants in the penalty. A unit's magnitude is its
+    :math:`\ell_2` norm. Source: Boyd et al. 2011, sections 3.4.1 and 9.1 (textbook form); in pruning Zhang et al. 2018, Ye et al. 2019.
+
+    Args:
+        cap: rho does not grow beyond it. rescale: False where a method keeps U as it is when rho grows.
     """
 
-    constant = ("target", "within")
+    constant = ("target", "within", "rescale", "cap")
 
     def __init__(
-        self, params: Params, target: Target, *, rho: float, growth: float, period: int = 1, within: Masks | None = None
+        self,
+        params: Params,
+        target: Target,
+        *,
+        rho: float,
+        growth: float,
+        period: int = 1,
+        within: Masks | None = None,
+        cap: float = float("inf"),
+        rescale: bool = True,
     ):
-        self.target, self.within = target, within
+        self.target, self.within, self.cap, self.rescale = target, within, cap, rescale
         self.rho, self.growth, self.period = rho, growth, period
         self.U = {n: torch.zeros_like(params[n]) for n in target.sizes()}
         self.Z = {n: w.clone() for n, w in self._project({n: params[n].detach() for n in self.U}).items()}
 
     def _project(self, v: Params) -> Params:
-        masks = self.target.select({n: x.abs() for n, x in v.items()}, self.within)
+        size = Tensor.abs if self.target.structure == "weights" else Tensor.square
+        masks = self.target.select({n: size(x) for n, x in v.items()}, self.within)
         return {n: x * masks[n] for n, x in v.items()}
 
     def penalty(self, params: Params, at: Progress) -> Tensor:
@@ -243,11 +267,11 @@ class Admm(Mechanism):
     def between_epochs(self, at: Progress) -> None:
         if not 0 < at.epoch < at.epochs or at.epoch % self.period:
             return
+        before, self.rho = self.rho, min(self.cap, self.rho * self.growth)
         v = {n: at.params[n].detach() + u for n, u in self.U.items()}
         for n, z in self._project(v).items():
             self.Z[n].copy_(z)
-            self.U[n].copy_((v[n] - z) / self.growth)
-        self.rho *= self.growth
+            self.U[n].copy_((v[n] - z) / (self.rho / before if self.rescale and before else 1.0))
 
 
 class Dynamic(Mechanism):

@@ -388,6 +388,18 @@ def layers(net: nn.Module, sample: Tensor, classes: int = 2) -> tuple[Layer, ...
     return tuple(found)
 
 
+def norms_behind(net: nn.Module) -> dict[str, str]:
+    """Weight of a convolution or linear layer -> name of the batch norm that follows it, in the order in which modules are defined."""
+    behind: dict[str, str] = {}
+    last = None
+    for name, module in net.named_modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            last = f"{name}.weight"
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm) and last is not None:
+            behind[last], last = name, None
+    return behind
+
+
 class _Flattenings(TorchFunctionMode):
     """Sees each (N, C, H, W) become (N, C*H*W), whether by nn.Flatten, flatten, view or reshape, up to the next linear layer."""
 

@@ -11,8 +11,8 @@ from torch import nn
 from apnb.criteria import Criterion, Setting, criterion
 from apnb.events import Event
 from apnb.masks import Masks, Target, ramp
-from apnb.mechanisms import Dynamic, FixedMasks, Mechanism, Params, Within
-from apnb.training import bake_, cosine, fit, mean_statistic, one_cycle
+from apnb.mechanisms import Dynamic, Mechanism, Params, Within
+from apnb.training import bake_, cosine, mean_statistic, one_cycle
 
 if TYPE_CHECKING:
     from apnb.runner import Runner, Stage
@@ -40,7 +40,7 @@ def after(run: Runner) -> Stages:
     """Pretrain; each round: search from the current weights, select, fine-tune under the masks."""
     r, b = run.recipe, run.budget
     yield from run.stage(
-        "pretraining", lambda s: train(run, s, r.pretraining, b.epochs, one_cycle(b.lr)), objective=r.pretraining
+        "pretraining", lambda s: run.fit(s, r.pretraining, epochs=b.epochs, lr=one_cycle(b.lr)), objective=r.pretraining
     )
     dense = run.state() if r.rewind or "kd" in (r.pruning_step, r.finetuning) else None
     teacher = run.copy_of(dense) if "kd" in (r.pruning_step, r.finetuning) else None
@@ -81,7 +81,7 @@ def during(run: Runner) -> Stages:
     def connectivity(s: Stage) -> Stages:
         target = run.target(r.sparsity)
         mechanism = c.search(setting(run, target, s.generator))
-        yield from train(run, s, r.training_step, b.epochs, one_cycle(b.lr), mechanism)
+        yield from run.fit(s, r.training_step, epochs=b.epochs, lr=one_cycle(b.lr), mechanism=mechanism)
         masks = mechanism.masks(run.params())
         bake_(run.net, mechanism)
         yield run.pruned(masks, target)
@@ -94,7 +94,7 @@ def during(run: Runner) -> Stages:
         mechanism = Dynamic(selectors, search, c.statistic, tuple(run.target(r.sparsity).sizes()))
         shares = list(plan.values())
         told = s.resume["mechanism"]["selections"] if s.resume else 0
-        for event in train(run, s, r.training_step, b.epochs, one_cycle(b.lr), mechanism):
+        for event in run.fit(s, r.training_step, epochs=b.epochs, lr=one_cycle(b.lr), mechanism=mechanism):
             yield event
             if mechanism.selections > told:
                 told = mechanism.selections
@@ -129,22 +129,6 @@ def setting(run: Runner, target: Target, generator, within: Masks | None = None)
     return Setting(run.params(), target, run.budget, run.norms, generator, within)
 
 
-def train(run: Runner, s: Stage, key: str, epochs: int, lr, mechanism: Mechanism | None = None, teacher: nn.Module | None = None):
-    """One call of the training loop with the objective named ``key``."""
-    yield from fit(
-        run.net,
-        s.data,
-        run.objective(key, s, teacher),
-        epochs=epochs,
-        lr=lr,
-        mechanism=mechanism,
-        optimizer=run.optimizer,
-        validate=run.validate,
-        resume=s.resume,
-        generator=s.generator,
-    )
-
-
 def prune(run: Runner, sparsity: float, epochs: int, within: Masks | None, teacher: nn.Module | None):
     """The body of a pruning stage: search for ``epochs`` epochs if there are any, score, select. Returns the masks."""
     r, b = run.recipe, run.budget
@@ -157,7 +141,7 @@ def prune(run: Runner, sparsity: float, epochs: int, within: Masks | None, teach
         mechanism = inner if within is None else Within(within, inner)
         if epochs:
             lr = one_cycle(b.lr) if r.pipeline == "before" or c.starts_anew else cosine(b.finetune_lr)
-            yield from train(run, s, r.pruning_step, epochs, lr, mechanism, teacher)
+            yield from run.fit(s, r.pruning_step, epochs=epochs, lr=lr, mechanism=mechanism, teacher=teacher)
         mean = None
         if c.statistic is not None:
             key = "pgd_at" if r.pruning_step == "none" else r.pruning_step
@@ -171,12 +155,6 @@ def prune(run: Runner, sparsity: float, epochs: int, within: Masks | None, teach
 
 
 def tune(run: Runner, key: str, epochs: int, lr: float, masks: Masks, teacher: nn.Module | None):
-    """The body of a training stage under fixed masks; what it leaves in the network are the effective weights, zeros included."""
+    """The body of a training stage under fixed masks."""
     schedule = one_cycle(lr) if run.recipe.pipeline == "before" else cosine(lr)
-
-    def body(s: Stage) -> Stages:
-        mechanism = FixedMasks(masks)
-        yield from train(run, s, key, epochs, schedule, mechanism, teacher)
-        bake_(run.net, mechanism)
-
-    return body
+    return lambda s: run.fit_masked(s, masks, key, epochs=epochs, lr=schedule, teacher=teacher)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from apnb import taxonomy
 from apnb.errors import Invalid, choose, nearest
+from apnb.presets import PRESETS, Preset
 
 PIPELINES = ("after", "before", "during")
 SCHEDULES = ("one_shot", "iterative")
@@ -177,6 +178,9 @@ class Recipe:
         pretraining, pruning_step, finetuning, training_step: objectives of the pipeline's stages; ``objective``
             (default pgd_at) fills those not given.
         budget: quick, standard, paper, tiny or a `Budget`. seed: of everything that involves chance.
+        method: a surveyed method that is carried out instead of the plain cell; `recipe` fills in what it prescribes.
+        as_released: do as the authors' code does where it differs from their paper.
+        constants: numbers of the method's own that are not its preset's, name -> value.
 
     Raises:
         Invalid: with one sentence, for anything that cannot run.
@@ -199,6 +203,9 @@ class Recipe:
     training_step: str | None = None
     budget: str | Budget = "quick"
     seed: int = 0
+    method: str | None = None
+    as_released: bool = False
+    constants: Mapping[str, float] | tuple[tuple[str, float], ...] = ()
     objective: InitVar[str | None] = None
 
     def __post_init__(self, objective: str | None) -> None:
@@ -213,12 +220,86 @@ class Recipe:
             raise Invalid(f"the seed must be a whole number from 0 to 2**63 - 1, got {self.seed!r}")
         if not isinstance(self.budget, Budget):
             put("budget", choose(self.budget, BUDGETS, "budget"))
+        if self.method is not None:
+            put("method", choose(self.method, PRESETS, "method that runs"))
+            for name, value in self._of_method().items():
+                put(name, value)
+            return
+        if self.as_released or self.constants:
+            raise Invalid("as_released and constants belong to a surveyed method; make the recipe with apnb.recipe(NAME, ...)")
         self._check_bcs()
         put("variant", self._chosen_variant())
         put("ramp", self._chosen_ramp())
         for name, value in self._chosen_objectives(objective or "pgd_at").items():
             put(name, value)
         put("rewind", self._chosen_rewind())
+
+    @property
+    def preset(self) -> Preset | None:
+        """The facts about the method, if the recipe is one's."""
+        return PRESETS[self.method] if self.method else None
+
+    def _of_method(self) -> dict[str, Any]:
+        """The fields that a method decides, checked."""
+        preset, name = self.preset, self.preset.name
+        cell = _method_cell(preset)
+        for word, value in cell.items():
+            if getattr(self, word) != value:
+                raise Invalid(
+                    f"{name} has {word} {value!r}, got {getattr(self, word)!r}; apnb.recipe({self.method!r}) fills in what is its"
+                )
+        if self.structure not in preset.units:
+            raise Invalid(f"{name} removes {' or '.join(preset.units)}, got structure {self.structure!r}")
+        if self.sparsity == 0:
+            raise Invalid(
+                f"{name} has nothing to do at sparsity 0; the dense network is apnb.Recipe(pipeline='after', sparsity=0, finetuning='none')"
+            )
+        if self.variant or self.ramp or self.rewind:
+            raise Invalid(f"variant, ramp and rewind are options of a plain cell; {name} has its own way, leave them out")
+        if self.as_released not in (True, False) or (self.as_released and not preset.released):
+            raise Invalid(f"{name} has no released variant: its code does what is done here; leave as_released out")
+        chosen: dict[str, Any] = {"variant": None, "ramp": None, "rewind": False}
+        for stage in ("pretraining", "pruning_step", "finetuning", "training_step"):
+            known, given = preset.objectives.get(stage, ()), getattr(self, stage)
+            if given is not None and not known:
+                raise Invalid(f"{name} has no stage {stage!r}; its stages are {', '.join(preset.objectives)}")
+            if known:
+                chosen[stage] = known[0] if given is None else choose(given, known, f"objective of {name}'s {stage}")
+        chosen["constants"] = self._chosen_constants(preset)
+        return chosen
+
+    def _chosen_constants(self, preset: Preset) -> tuple[tuple[str, float], ...]:
+        given = dict(self.constants)
+        for name, value in given.items():
+            if name not in preset.constants:
+                known = ", ".join(preset.constants) or "none"
+                raise Invalid(f"{preset.name} has no constant {name!r}; its constants are: {known}")
+            if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < math.inf:
+                raise Invalid(f"{preset.name}: {name} must be a number of at least 0, got {value!r}")
+            whole = isinstance(preset.every[name], int)
+            if whole and value != int(value):
+                raise Invalid(f"{preset.name}: {name} must be a whole number, got {value!r}")
+            given[name] = int(value) if whole else float(value)
+        return tuple(sorted(given.items()))
+
+    def numbers(self, pixels: int = 64) -> Budget:
+        """The budget for images of ``pixels`` values: the general one, or the method's own."""
+        if self.preset is None or isinstance(self.budget, Budget):
+            return budget(self.budget, pixels)
+        own = self.preset.numbers(self.budget, pixels)
+        return dataclasses.replace(budget(self.budget, pixels), **{k: v for k, v in own.items() if k in _BUDGET_FIELDS})
+
+    def settings(self, pixels: int = 64) -> dict[str, float]:
+        """The constants of the method at this budget, those given among them; empty for a plain cell."""
+        if self.preset is None:
+            return {}
+        own = self.preset.numbers(self.budget.name if isinstance(self.budget, Budget) else self.budget, pixels)
+        return {k: v for k, v in own.items() if k in self.preset.constants} | dict(self.constants)
+
+    @property
+    def units(self) -> str:
+        """What is removed together; the structure itself, but for a method that means something else by the survey's word."""
+        return self.preset.units[self.structure] if self.preset else self.structure
 
     def _check_bcs(self) -> None:
         if self.criterion == "bcs" and (self.pipeline, self.schedule, self.structure) != ("during", "one_shot", "weights"):
@@ -321,7 +402,12 @@ class Recipe:
 
     @property
     def label(self) -> str:
-        """A short name for tables and legends: ``after/weights/global/LWM``, with what differs from the plain cell."""
+        """A short name for tables and legends: ``after/weights/global/LWM`` or ``HARP``, with what differs from the default."""
+        if self.preset:
+            words = [self.structure] if self.structure != next(iter(self.preset.units)) else []
+            words += ["as released"] if self.as_released else []
+            words += [f"{v}" for s, known in self.preset.objectives.items() if (v := getattr(self, s)) != known[0]]
+            return "/".join((self.preset.name, *words, *(f"{k}={v:g}" for k, v in self.constants)))
         extra = [self.schedule] if self.schedule == "iterative" else []
         if self.variant and self.variant != _default_variant(self.criterion, self.structure):
             extra.append(self.variant)
@@ -341,6 +427,11 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Plain data that `from_dict` takes back; every choice spelled out."""
         d = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        if self.method is None:  # a plain cell is written, and named in the store, without a method's fields
+            for name in ("method", "as_released", "constants"):
+                del d[name]
+        else:
+            d["constants"] = dict(self.constants)
         if isinstance(self.budget, Budget):
             d["budget"] = dataclasses.asdict(self.budget)
         return d
@@ -384,21 +475,27 @@ class Recipe:
 
     def code(self, network: object = "cnn", data: object = "digits", eps: float | None = None) -> str:
         """The Python that runs it, with only what differs from the defaults."""
+        radius = "" if eps is None else f", eps={eps!r}"
+        call = f"run = apnb.run(recipe, network={network!r}, data={data!r}{radius})\n"
+        if self.preset:
+            usual = recipe(self.method)
+            parts = [f"{f.name}={_spelled(getattr(self, f.name))}" for f in dataclasses.fields(self)
+                     if f.name != "constants" and (f.name == "sparsity" or getattr(self, f.name) != getattr(usual, f.name))]  # fmt: skip
+            parts += [f"{k}={v!r}" for k, v in self.constants]
+            return f"import apnb\n\nrecipe = apnb.recipe({', '.join((repr(self.method), *parts))})\n{call}"
         plain = Recipe(**self.cell._asdict())
         parts = [f"{k}={v!r}" for k, v in self.cell._asdict().items() if k == "pipeline" or v != _FIELD_DEFAULTS.get(k)]
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
             if f.name not in Cell._fields and value != getattr(plain, f.name):
-                parts.append(f"{f.name}={('apnb.' + repr(value)) if isinstance(value, Budget) else repr(value)}")
-        inner = ", ".join(parts)
-        radius = "" if eps is None else f", eps={eps!r}"
-        return (
-            f"import apnb\n\nrecipe = apnb.Recipe({inner})\nrun = apnb.run(recipe, network={network!r}, data={data!r}{radius})\n"
-        )
+                parts.append(f"{f.name}={_spelled(value)}")
+        return f"import apnb\n\nrecipe = apnb.Recipe({', '.join(parts)})\n{call}"
 
     def plan(self, pixels: int = 64) -> str:
         """What will happen, in words; numbers from the budget for images of ``pixels`` values."""
-        b = budget(self.budget, pixels)
+        b = self.numbers(pixels)
+        if self.preset:
+            return _numbered(self._plan_of_method(b, pixels), b)
         what = {
             "weights": "single weights", "filters": "filters (all weights of an output channel)",
             "channels": "channels (all weights that read one input map)", "kernels": "kernels (one input map of one filter)",
@@ -448,17 +545,38 @@ class Recipe:
                 else f"{back} and train what is left for {_epochs(b.epochs)} ({self.training_step})."
             )
             lines = [search, f"Remove {cut}{rounds}.", train]
-        if b.images is not None:
-            lines[0] += f" Training sees {b.images} images."
-        n = "all" if b.points is None else f"{b.points}"
-        lines.append(f"Attack {n} test images and count those that stand.")
-        return "\n".join(f"{i}. {line}" for i, line in enumerate(lines, 1))
+        return _numbered(lines, b)
+
+    def _plan_of_method(self, b: Budget, pixels: int) -> list[str]:
+        numbers = dataclasses.asdict(b) | self.settings(pixels)
+        words = {k: _epochs(v) if k.endswith("epochs") else f"{v}" for k, v in numbers.items()}
+        words |= {stage: getattr(self, stage) for stage in self.preset.objectives}
+        share = f"{self.sparsity * 100:.6g}%"
+        words |= {"share": share, "kept": f"{100 - self.sparsity * 100:.6g}%", "unit": self.units}
+        lines = [line.format(**words) for line in self.preset.plan]
+        notes = [*self.preset.differs, *([f"As released: {self.preset.released}."] if self.as_released else [])]
+        return [*lines, *(f"Note: {note}" for note in notes)]
+
+
+def _numbered(lines: list[str], b: Budget) -> str:
+    """The steps of a plan with what holds for all of them; notes come last, without a number."""
+    steps, notes = [x for x in lines if not x.startswith("Note: ")], [x for x in lines if x.startswith("Note: ")]
+    if b.images is not None:
+        steps[0] += f" Training sees {b.images} images."
+    n = "all" if b.points is None else f"{b.points}"
+    steps.append(f"Attack {n} test images and count those that stand.")
+    return "\n".join([*(f"{i}. {line}" for i, line in enumerate(steps, 1)), *notes])
+
+
+def _spelled(value: Any) -> str:
+    return f"apnb.{value!r}" if isinstance(value, Budget) else repr(value)
 
 
 def _epochs(n: int) -> str:
     return f"{n} epoch" if n == 1 else f"{n} epochs"
 
 
+_BUDGET_FIELDS = {f.name for f in dataclasses.fields(Budget)}
 _FIELD_DEFAULTS = {f.name: f.default for f in dataclasses.fields(Recipe)}
 
 
@@ -486,10 +604,28 @@ def check_sparsity(value: object) -> float:
 def recipe(name: str, **options: Any) -> Recipe:
     """A surveyed method by name, with the survey's stages and the paper's constants.
 
+    Args:
+        name: radmm, hydra, harp, pwoa, mad, li20, rst, robustbird, twinrep, flyingbird, flyingbird+; spelling as in the taxonomy.
+        options: sparsity, structure, objectives of stages, budget, seed and as_released as for `Recipe`, and the method's own
+            constants by name, such as ``gamma=0.1``.
+
     Raises:
-        Invalid: an unknown method (the nearest names are offered), or one that has no preset yet: the sentence then names the
-            cell it belongs to, which can be run.
+        Invalid: an unknown method (the nearest names are offered), one that has no preset: the sentence then names the cell it
+            belongs to, which can be run; or options that the method does not take.
     """
+    key = "flyingbird+" if str(name).strip().endswith("+") else taxonomy.method(name).key
+    if key == "flyingbird+" and taxonomy.method(name).key != "flyingbird":
+        raise Invalid(f"no method {name!r}; did you mean 'flyingbird+'?")
+    if key in PRESETS:
+        preset = PRESETS[key]
+        own = {k: options.pop(k) for k in [*options] if k in preset.constants}
+        known = [f for f in _FIELD_DEFAULTS if f not in ("pipeline", "schedule", "locality", "criterion", "method", "constants")]
+        for given in options:
+            if given not in known and given != "constants":
+                raise Invalid(f"{preset.name} takes no {given!r}; did you mean {nearest(given, [*known, *preset.constants])}?")
+        own |= dict(options.pop("constants", ()))
+        options.setdefault("structure", next(iter(preset.units)))
+        return Recipe(method=key, constants=own, **_method_cell(preset), **options)
     method = taxonomy.method(name)
     sparsity = check_sparsity(options.get("sparsity", 0.9))
     words = [f'pipeline="{method.pipeline}"', f'structure="{sorted(method.structures)[-1]}"']
@@ -499,5 +635,13 @@ def recipe(name: str, **options: Any) -> Recipe:
         words.append(f'locality="{locality[0]}"')
     words.append(f'criterion="{method.criterion}"')
     raise Invalid(
-        f"{method.name} has no preset yet; its cell of the taxonomy runs as apnb.Recipe({', '.join(words)}, sparsity={sparsity})"
+        f"{method.name} has no preset; its cell of the taxonomy runs as apnb.Recipe({', '.join(words)}, sparsity={sparsity})"
     )
+
+
+def _method_cell(preset: Preset) -> dict[str, str]:
+    """Where the survey puts a method, without the structure; what it leaves open is the preset's."""
+    method = taxonomy.method(preset.survey)
+    (locality,) = method.locality
+    schedule = str(method.schedule) if str(method.schedule) in SCHEDULES else preset.schedule
+    return {"pipeline": str(method.pipeline), "schedule": schedule, "locality": str(locality), "criterion": str(method.criterion)}

@@ -25,11 +25,11 @@ from apnb.devices import bf16_units, pick_device
 from apnb.errors import Invalid, choose
 from apnb.events import Batch, Epoch, Event, Finished, Pruned, Restored, Resumed, Waiting
 from apnb.masks import Masks, Target, account
-from apnb.mechanisms import FixedMasks, Model, Params, Progress
+from apnb.mechanisms import FixedMasks, Mechanism, Model, Params, Progress
 from apnb.objectives import Objective, evaluating, objective
-from apnb.recipes import Recipe, budget
+from apnb.recipes import Recipe
 from apnb.store import FORMAT, Store, digest
-from apnb.training import accuracy, bake_, sgd
+from apnb.training import Schedule, accuracy, bake_, fit, sgd
 
 PRECISIONS = ("auto", "fp32", "bf16")
 
@@ -51,7 +51,7 @@ class Runner:
     """Carries out one recipe: what a pipeline or a method is written against.
 
     Attributes:
-        recipe, budget: what to do and how much. net: the plain network, trained in place. layers: what can be pruned in it.
+        recipe, budget: what to do and how much. constants: numbers of a surveyed method's own, by name. net: the plain network, trained in place. layers: what can be pruned in it.
         device, dataset, eps: where and on what.
     """
 
@@ -70,14 +70,17 @@ class Runner:
         self.recipe = recipe
         self.dataset: Dataset = datasets.load(data, eps=eps)
         self.eps = self.dataset.eps
-        self.budget = budget(recipe.budget, self.dataset.channels * self.dataset.size[0] * self.dataset.size[1])
+        pixels = self.dataset.channels * self.dataset.size[0] * self.dataset.size[1]
+        self.budget = recipe.numbers(pixels)
+        self.constants = recipe.settings(pixels)
         self.device = pick_device(device)
         self.store = (store if isinstance(store, Store) else Store(store)).ready()
         self.net = networks.build(network, channels=self.dataset.channels, classes=self.dataset.classes, seed=recipe.seed)
         self.layers = networks.layers(self.net, self.dataset.sample(), self.dataset.classes)
         self.network_name = network if isinstance(network, str) else type(network).__name__
         self.parameters = sum(p.numel() for p in self.net.parameters())
-        self.target(recipe.sparsity).drop()  # refuse early what cannot be cut
+        if recipe.method is None:
+            self.target(recipe.sparsity).drop()  # refuse early what cannot be cut
         self.train = self._training_split()
         self.check = self._check_images()
         identity = {
@@ -87,6 +90,7 @@ class Runner:
             "eps": self.eps,
             "seed": recipe.seed,
             "budget": self.budget.training(),
+            **({"constants": self.constants} if recipe.method else {}),
         }
         self.key = digest([identity, recipe.to_dict() | {"budget": dataclasses.asdict(self.budget)}])
         self._given = {"data": _spelled(data), "eps": eps}
@@ -123,7 +127,45 @@ class Runner:
 
     def target(self, sparsity: float) -> Target:
         """A selection by this recipe's structure and locality."""
-        return Target(self.layers, self.recipe.structure, self.recipe.locality, sparsity)
+        return Target(self.layers, self.recipe.units, self.recipe.locality, sparsity)
+
+    def fit(
+        self,
+        stage: Stage,
+        objective: str | Objective,
+        *,
+        epochs: int,
+        lr: Schedule,
+        mechanism: Mechanism | None = None,
+        teacher: nn.Module | None = None,
+        watch: Callable[[Model, Progress], dict] | None = None,
+        **options: Any,
+    ) -> Generator[Event, None, None]:
+        """One call of the training loop in a stage.
+
+        Args:
+            objective: its name, or one that is made already. teacher: for distillation.
+            watch: what is measured after each epoch (default `validate`).
+            options: of `apnb.training.fit`.
+        """
+        yield from fit(
+            self.net,
+            stage.data,
+            self.objective(objective, stage, teacher) if isinstance(objective, str) else objective,
+            epochs=epochs,
+            lr=lr,
+            mechanism=mechanism,
+            validate=watch or self.validate,
+            resume=stage.resume,
+            generator=stage.generator,
+            **{"optimizer": self.optimizer, **options},
+        )
+
+    def fit_masked(self, stage: Stage, masks: Masks, objective: str | Objective, **options: Any) -> Generator[Event, None, None]:
+        """The same under fixed masks; what it leaves in the network are the effective weights, zeros included."""
+        mechanism = FixedMasks(masks)
+        yield from self.fit(stage, objective, mechanism=mechanism, **options)
+        bake_(self.net, mechanism)
 
     @cached_property
     def norms(self) -> tuple[str, ...]:
@@ -154,9 +196,10 @@ class Runner:
         other.load_state_dict(state)
         return other.eval()
 
-    def objective(self, key: str, stage: Stage, teacher: nn.Module | None = None) -> Objective:
-        """An objective for a stage, with this run's eps and the stage's own randomness."""
-        return objective(key, eps=self.eps, steps=self.budget.attack_steps, generator=stage.generator, teacher=teacher)
+    def objective(self, key: str, stage: Stage, teacher: nn.Module | None = None, **options: Any) -> Objective:
+        """An objective for a stage, with this run's eps and the stage's own randomness; options as in `apnb.objectives.objective`."""
+        numbers = {"eps": self.eps, "steps": self.budget.attack_steps, "generator": stage.generator}
+        return objective(key, **numbers, teacher=teacher, **options)
 
     def optimizer(self, groups: list[dict]) -> torch.optim.Optimizer:
         """SGD with momentum 0.9 and the budget's weight decay."""
@@ -181,6 +224,10 @@ class Runner:
             return {f"val_{k}": v for k, v in self.measure(frozen).items()}
         with evaluating(self.net):
             return {"val_clean": accuracy(frozen, *self.check)}
+
+    def validate_attacked(self, model: Model, at: Progress, steps: int = 10) -> dict[str, float]:
+        """For `fit` with ``select="val_pgd"``: clean and PGD accuracy after each epoch; nothing if the budget wants no images for it."""
+        return {f"val_{k}": v for k, v in self.measure(model.frozen(), steps).items()}
 
     def pruned(self, masks: Masks, target: Target, *, step: int = 1, of: int = 1) -> Pruned:
         """The event of a selection: what was asked for and obtained, and the accuracy right after the cut.
@@ -284,7 +331,7 @@ class Runner:
         self.store.write_run(self.key, self._summary(masks), {"net": self.net.state_dict(), "masks": masks}, self.rows)
 
     def _summary(self, masks: Masks) -> dict:
-        obtained = account(masks, self.layers, self.recipe.structure, self.recipe.sparsity, self.parameters)
+        obtained = account(masks, self.layers, self.recipe.units, self.recipe.sparsity, self.parameters)
         return {
             "format": FORMAT,
             "key": self.key,

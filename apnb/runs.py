@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from apnb import datasets, networks, pipelines
+from apnb import datasets, methods, networks, pipelines
 from apnb.datasets import Dataset
 from apnb.errors import Invalid, choose
 from apnb.evaluation import MODES, Evaluation, check_points, default_batch, evaluate_stream
@@ -212,7 +212,7 @@ def stream(
     )
     check_points(n, runner.dataset)
     if not runner.finished:
-        runner.finish((yield from pipelines.stages(runner)))
+        runner.finish((yield from (methods if recipe.method else pipelines).stages(runner)))
     finished = _reopened(runner, network if isinstance(network, nn.Module) else None)
     report = None
     if evaluate:

@@ -178,7 +178,7 @@ def _spread(recipes: list[Recipe]) -> list[int]:
     """Positions, the first of each family that shares its first stage first, then the others."""
     seen, first, rest = set(), [], []
     for i, r in enumerate(recipes):
-        family = (r.pipeline, r.pretraining, r.seed, r.budget) if r.pipeline == "after" else i
+        family = (r.method, r.pipeline, r.pretraining, r.seed, r.budget) if r.pipeline == "after" else i
         (rest if family in seen else first).append(i)
         seen.add(family)
     return first + rest

@@ -38,6 +38,25 @@ def one_cycle(peak: float, warm: float = 0.2) -> Schedule:
     return lr
 
 
+def milestones(peak: float, *shares: float, factor: float = 0.1, warm: int = 0, floor: float = 0.0) -> Schedule:
+    """``peak``, times ``factor`` from epoch ceil(share * epochs) on for each of ``shares``, the same throughout an epoch.
+
+    With ``warm`` epochs of warm-up, epoch t of them (from 0) has floor + (peak - floor) * (t + 1) / warm.
+    """
+
+    def lr(at: Progress) -> float:
+        if at.epoch < warm:
+            return floor + (peak - floor) * (at.epoch + 1) / warm
+        return peak * factor ** sum(at.epoch >= math.ceil(share * at.epochs) for share in shares)
+
+    return lr
+
+
+def saw_tooth(peak: float, period: int) -> Schedule:
+    """``peak``, a tenth and a hundredth of it in the thirds of every ``period`` epochs: what the surveyed ADMM methods train with."""
+    return lambda at: peak * 0.1 ** math.floor(3 * (at.epoch % period) / period)
+
+
 def fit(
     net: nn.Module,
     data: Callable[[int], Iterator[tuple[Tensor, Tensor]]],
@@ -49,6 +68,7 @@ def fit(
     optimizer: Callable[[list[dict]], Optimizer] = sgd,
     bn: str = "train",
     validate: Callable[[Model, Progress], dict] | None = None,
+    select: str | None = None,
     resume: dict | None = None,
     generator: torch.Generator | None = None,
 ) -> Iterator[Event]:
@@ -63,6 +83,9 @@ def fit(
             parameters, and whoever wants the effective weights there calls `bake_`.
         bn: "train", or "eval" to leave running statistics alone.
         validate: (model, progress) -> metrics, called after each epoch.
+        select: the metric whose highest value says which epoch's end is the result: network and mechanism go back there when the
+            stage ends. Only ends at which the mechanism is ``ready`` count, so a mechanism that never was is an error even where
+            nothing is selected.
         resume: a snapshot of an `Epoch` event; the stage goes on there, bit-identical on a CPU.
         generator: the generator that the objective draws from; its state is part of the snapshot.
 
@@ -70,7 +93,7 @@ def fit(
         `Batch` after each step and `Epoch` after each epoch. Closing the generator puts gradient flags and modes back.
 
     Raises:
-        Invalid: the loss is no longer finite.
+        Invalid: the loss is no longer finite, or the mechanism was at no end of an epoch ready to be the result.
     """
     mechanism = mechanism or Mechanism()
     params: Params = dict(net.named_parameters())
@@ -86,8 +109,11 @@ def fit(
             p.requires_grad_(id(p) in learning)
         at.optimizer = opt = optimizer(groups)
         first = _restore(resume, at, net, opt, mechanism, generator) if resume else 0
+        best = resume.get("best") if resume else None
         for at.epoch in range(first, epochs + 1):
             mechanism.between_epochs(at)
+            if select and at.epoch and mechanism.ready and (best is None or at.metrics.get(select, 0.0) >= best["value"]):
+                best = {"value": at.metrics.get(select, 0.0), "net": _state(net), "mechanism": state_of(mechanism)}
             if mechanism.done or at.epoch == epochs:
                 break
             net.train(bn == "train")
@@ -122,8 +148,13 @@ def fit(
                 step=done,
                 of=epochs,
                 metrics=dict(at.metrics),
-                snapshot=lambda done=done: _snapshot(done, at, net, opt, mechanism, generator),
+                snapshot=lambda done=done, best=best: _snapshot(done, at, net, opt, mechanism, generator) | {"best": best},
             )
+        if best is not None:
+            net.load_state_dict(best["net"])
+            load_state(mechanism, best["mechanism"])
+        elif not mechanism.ready:
+            raise Invalid(mechanism.unready)
     finally:
         for n, p in params.items():
             p.requires_grad_(flags[n])
@@ -137,11 +168,15 @@ def _snapshot(epoch: int, at: Progress, net: nn.Module, opt: Optimizer, mechanis
         "epoch": epoch,
         "step": at.step,
         "metrics": dict(at.metrics),
-        "net": {n: t.detach().clone() for n, t in net.state_dict().items()},
+        "net": _state(net),
         "optimizer": copy.deepcopy(opt.state_dict()),
         "mechanism": state_of(mechanism),
         "generator": generator.get_state() if generator is not None else None,
     }
+
+
+def _state(net: nn.Module) -> dict[str, Tensor]:
+    return {n: t.detach().clone() for n, t in net.state_dict().items()}
 
 
 @torch.no_grad()

@@ -39,11 +39,14 @@ ALLOWED = {
     "curves": {"errors", "pickles", "store", "verdicts"}, "pickles": {"errors"}, "checkpoints": {"errors", "networks"},
     "report": {"errors", "evaluation", "plots"},
     "objectives": {"attacks", "errors", "mechanisms"}, "training": {"errors", "events", "mechanisms", "objectives"},
-    "criteria": {"criteria", "errors", "masks", "mechanisms", "recipes"}, "recipes": {"errors", "taxonomy"},
+    "criteria": {"criteria", "errors", "masks", "mechanisms", "recipes"}, "recipes": {"errors", "presets", "taxonomy"}, "presets": set(),
     "evaluation": {
         "attacks", "chance", "copies", "curves", "datasets", "devices", "diagnostics", "errors", "events", "networks", "store", "verdicts",
     },
     "devices": {"errors"}, "store": {"errors", "recipes"},
+    "methods": {
+        "errors", "events", "masks", "mechanisms", "networks", "objectives", "runner", "training",
+    },
     "pipelines": {"criteria", "events", "masks", "mechanisms", "training", "runner"},
     "runner": {
         "attacks", "chance", "copies", "datasets", "devices", "errors", "events", "masks", "mechanisms", "networks", "objectives",

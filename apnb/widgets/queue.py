@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from apnb.errors import Invalid, choose
 from apnb.events import Attacked, Batch, Done, Epoch, Event, Finished, Pruned, Restored, Resumed, Waiting
-from apnb.recipes import Recipe, budget
+from apnb.recipes import Recipe
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -242,11 +242,16 @@ class Reader:
 
 def stage_weights(recipe: Recipe, pixels: int = 64) -> dict[str, float]:
     """Stage -> its share of a run's work, by epochs for images of ``pixels`` values; together 1."""
-    b = budget(recipe.budget, pixels)
+    b = recipe.numbers(pixels)
+    if recipe.preset:
+        lengths = dataclasses.asdict(b) | recipe.settings(pixels)
+        epochs = {stage: max(lengths.get(number, 0), 0.1) for stage, number in recipe.preset.stages.items()}
+        total = sum(epochs.values())
+        return {name: (1 - EVALUATION) * e / total for name, e in epochs.items()} | {"evaluate": EVALUATION}
     rounds = b.rounds if recipe.schedule == "iterative" else 1
     searches = recipe.trains_search or (recipe.pipeline == "before" and recipe.pruning_step != "none")
     search = b.search_epochs if searches else 0
-    epochs: dict[str, float] = {}
+    epochs = {}
     if recipe.pipeline == "after":
         epochs["pretraining"] = b.epochs
     if recipe.pipeline != "during":
