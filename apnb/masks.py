@@ -115,6 +115,12 @@ def drop_counts(sizes: Mapping[str, int], sparsity: float, locality: str) -> int
     return drop
 
 
+def truncated_counts(sizes: Mapping[str, int], sparsity: float) -> dict[str, int]:
+    """int((1 - k) n) units of each layer, k = 1 - sparsity the share kept: how edge-popup and its descendants count."""
+    kept = round(1 - sparsity, 12)
+    return {name: int((1 - kept) * n) for name, n in sizes.items()}
+
+
 def _drop_lowest(flat: Tensor, drop: int) -> Tensor:
     """Bool mask that removes the ``drop`` lowest of a vector; among equals the earlier go first. No host synchronisation."""
     if drop == 0:
@@ -197,7 +203,11 @@ class Target:
         if within is not None:
             before = group({n: m.float() for n, m in within.items()}, self.structure, self.layers)
             grouped = {n: s.masked_fill(before[n] == 0, -torch.inf) for n, s in grouped.items()}
-        return select(grouped, self.drop(), check=check, spare=self.spare)
+        return self.rank(grouped, check=check)
+
+    def rank(self, units: Scores, *, check: bool = True) -> Masks:
+        """Unit masks from the scores of units."""
+        return select(units, self.drop(), check=check, spare=self.spare)
 
     def select(self, scores: Scores, within: Masks | None = None, *, check: bool = True) -> Masks:
         """Masks in the weights' shapes: ``expand(select(group(scores), drop))``."""
@@ -249,8 +259,9 @@ def account(masks: Mapping[str, Tensor], layers: Sequence[Layer], structure: str
 
     Units are those of the layers that the masks name: a method that leaves a layer dense by its own rule is measured on the rest.
     """
-    counts = {n: k for n, k in unit_counts(layers, structure).items() if n in masks}
-    units = group({n: masks[n].float() for n in counts}, structure, layers)
+    named = [layer for layer in layers if layer.name in masks]
+    counts = unit_counts(named, structure)
+    units = group({n: masks[n].float() for n in counts}, structure, named)
     kept = {n: int((u > 0).sum()) for n, u in units.items()}
     zeros = {n: int(m.numel() - m.sum()) for n, m in masks.items()}
     weights = {layer.name: math.prod(layer.shape) for layer in layers}

@@ -256,9 +256,13 @@ class Admm(Mechanism):
         self.U = {n: torch.zeros_like(params[n]) for n in target.sizes()}
         self.Z = {n: w.clone() for n, w in self._project({n: params[n].detach() for n in self.U}).items()}
 
-    def _project(self, v: Params) -> Params:
+    def masks(self, v: Params) -> Masks:
+        """What the projection of ``v`` keeps; of the network's parameters, it is the final cut."""
         size = Tensor.abs if self.target.structure == "weights" else Tensor.square
-        masks = self.target.select({n: size(x) for n, x in v.items()}, self.within)
+        return self.target.select({n: size(v[n].detach()) for n in self.target.sizes()}, self.within)
+
+    def _project(self, v: Params) -> Params:
+        masks = self.masks(v)
         return {n: x * masks[n] for n, x in v.items()}
 
     def penalty(self, params: Params, at: Progress) -> Tensor:

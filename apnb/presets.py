@@ -28,7 +28,7 @@ class Preset:
         objectives: stage -> the objectives it can take, the default first.
         stages: stage of a run -> the number (of the budget or a constant) that says how long it is.
         constants: the method's own numbers -> what they are and where they are from.
-        every: numbers of all budgets. paper, standard, quick: of one budget; digits: of quick on small images (up to 1024 values).
+        every: numbers of all budgets. paper, standard, quick, tiny: of one budget; digits: of quick on small images (up to 1024 values).
             quick and its kin depart from the paper's constants only where the method's sheet of miniature settings allows it.
         schedule: the word of a recipe where the survey leaves it open.
         plan: what happens, one sentence a stage, with numbers in braces.
@@ -46,6 +46,7 @@ class Preset:
     standard: Mapping[str, Any] = field(default_factory=dict)
     quick: Mapping[str, Any] = field(default_factory=dict)
     digits: Mapping[str, Any] = field(default_factory=dict)
+    tiny: Mapping[str, Any] = field(default_factory=dict)
     constants: Mapping[str, str] = field(default_factory=dict)
     schedule: str = "one_shot"
     plan: tuple[str, ...]
@@ -62,7 +63,7 @@ class Preset:
             found |= self.digits
         if name not in ("paper", "standard", "quick"):
             found = {k: v for k, v in found.items() if k not in ("epochs", "search_epochs", "finetune_epochs", "batch")}
-        return found
+        return found | (self.tiny if name == "tiny" else {})
 
 
 _AFTER = {"pretraining": "epochs", "pruning": "search_epochs", "finetuning": "finetune_epochs"}
@@ -128,7 +129,9 @@ PRESETS: dict[str, Preset] = {
         every={"lr": 0.1, "finetune_lr": 0.01, "weight_decay": 5e-4, "gamma": 0.01, "alpha": 0.1, "start": 0.1},
         paper={"epochs": 100, "search_epochs": 20, "finetune_epochs": 100, "attack_steps": 10},
         standard={"gamma": 0.02},
-        quick={"gamma": 0.5, "finetune_lr": 0.05},
+        quick={"gamma": 2.0, "finetune_lr": 0.05},
+        digits={"gamma": 0.15},
+        tiny={"gamma": 50.0},
         constants={
             "gamma": "growth, each epoch, of the weight of the size penalty until the budget is met (README)",
             "alpha": "a layer keeps at least alpha times the target share (code)",
@@ -291,12 +294,13 @@ PRESETS: dict[str, Preset] = {
         units={"weights": "weights"},
         objectives={"pruning_step": _any("natural"), "training_step": _any("pgd_at")},
         stages={"pruning": "search_epochs", "training": "epochs"},
-        every={"lr": 0.1, "weight_decay": 5e-4, "window": 5, "threshold": 0.08},
+        every={"lr": 0.1, "weight_decay": 5e-4, "window": 5, "threshold": 0.08, "val_steps": 20},
         paper={"search_epochs": 200, "epochs": 200, "attack_steps": 10},
         quick={},
         constants={
             "window": "masks that have to agree (code)",
             "threshold": "largest share of entries in which they may differ (code)",
+            "val_steps": "steps of the attack on validation images that chooses the epoch (code)",
         },
         schedule="iterative",
         plan=(

@@ -51,7 +51,8 @@ class Runner:
     """Carries out one recipe: what a pipeline or a method is written against.
 
     Attributes:
-        recipe, budget: what to do and how much. constants: numbers of a surveyed method's own, by name. net: the plain network, trained in place. layers: what can be pruned in it.
+        recipe, budget: what to do and how much. constants: numbers of a surveyed method's own, by name. net: the plain network,
+            trained in place. layers: what can be pruned in it.
         device, dataset, eps: where and on what.
     """
 
@@ -90,9 +91,8 @@ class Runner:
             "eps": self.eps,
             "seed": recipe.seed,
             "budget": self.budget.training(),
-            **({"constants": self.constants} if recipe.method else {}),
         }
-        self.key = digest([identity, recipe.to_dict() | {"budget": dataclasses.asdict(self.budget)}])
+        self.key = digest([identity, recipe.to_dict() | {"budget": dataclasses.asdict(self.budget)}, *self._own_numbers()])
         self._given = {"data": _spelled(data), "eps": eps}
         self._stage_key = digest(identity)
         self.rows: list[dict] = []
@@ -101,6 +101,10 @@ class Runner:
         self.snapshot_every = (0.0 if self.device.type == "cuda" else 5.0) if snapshot_every is None else snapshot_every
         wide = self.precision == "bf16" or self.device.type == "cuda"
         self.net.to(self.device, memory_format=torch.channels_last if wide else torch.preserve_format)
+
+    def _own_numbers(self) -> list[dict]:
+        """The constants of a method; nothing for a plain cell, whose names in the store know nothing of them."""
+        return [self.constants] if self.recipe.method else []
 
     def _check_images(self) -> tuple[Tensor, Tensor] | None:
         """Validation images on which a run measures itself, drawn from all classes; None if the budget wants none."""
@@ -229,13 +233,14 @@ class Runner:
         """For `fit` with ``select="val_pgd"``: clean and PGD accuracy after each epoch; nothing if the budget wants no images for it."""
         return {f"val_{k}": v for k, v in self.measure(model.frozen(), steps).items()}
 
-    def pruned(self, masks: Masks, target: Target, *, step: int = 1, of: int = 1) -> Pruned:
+    def pruned(self, masks: Masks, target: Target, *, step: int = 1, of: int = 1, mechanism: Mechanism | None = None) -> Pruned:
         """The event of a selection: what was asked for and obtained, and the accuracy right after the cut.
 
-        Of many selections about ten are measured, and always the last.
+        Of many selections about ten are measured, and always the last. ``mechanism``: what the network runs through where its
+        parameters under the masks are not its weights.
         """
         obtained = account(masks, self.layers, target.structure, target.sparsity, self.parameters)
-        model = Model(self.net, self.params(), FixedMasks(masks)).frozen()
+        model = Model(self.net, self.params(), mechanism or FixedMasks(masks)).frozen()
         measured = self.measure(model) if step == of or step % max(1, of // 10) == 0 else {}
         return Pruned(metrics={**dataclasses.asdict(obtained), **measured}, step=step, of=of)
 
@@ -248,10 +253,14 @@ class Runner:
         Args:
             name: unique in the run. body: generator function of a `Stage`.
             uses: all that decides the result besides the network, the data, the budget, the seed and the stages before;
-                without any, the whole recipe. Runs whose stages agree in all of it share them.
+                without any, the whole recipe and the method's constants. Runs whose stages agree in all of it share them.
         """
         self._stage_key = key = digest(
-            [self._stage_key, name, uses or {k: v for k, v in self.recipe.to_dict().items() if k != "budget"}]
+            [
+                self._stage_key,
+                name,
+                *([uses] if uses else [{k: v for k, v in self.recipe.to_dict().items() if k != "budget"}, *self._own_numbers()]),
+            ]
         )
         stored = self.store.stage(key, self.device)
         if stored is None:

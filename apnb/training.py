@@ -28,6 +28,11 @@ def cosine(peak: float) -> Schedule:
     return lambda at: peak * 0.5 * (1 + math.cos(math.pi * at.step / max(at.steps, 1)))
 
 
+def late_cosine(peak: float) -> Schedule:
+    """The cosine of HYDRA's and HARP's code: one value an epoch, one epoch late, so that epochs 0 and 2 are alike."""
+    return lambda at: peak * 0.5 * (1 + math.cos(math.pi * (at.epoch - 1) / at.epochs))
+
+
 def one_cycle(peak: float, warm: float = 0.2) -> Schedule:
     """Linearly up to ``peak`` over the first ``warm`` share of the steps, then linearly towards zero; read at mid-step."""
 

@@ -23,28 +23,21 @@ for its log and its KL), and the rate of epoch e is 0.5 (1 + cos(pi (e - 1) / E)
 
 from __future__ import annotations
 
-import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from apnb.masks import Target
+from apnb.masks import Target, truncated_counts
 from apnb.mechanisms import LearnedScores
-from apnb.training import Schedule, cosine
+from apnb.training import cosine, late_cosine
 
 if TYPE_CHECKING:
     from apnb.runner import Runner, Stage
 
 
 def target(run: Runner) -> Target:
-    """In every layer the int((1 - k) n) lowest go, in double precision as written."""
-    sparsity = run.recipe.sparsity
-    kept = round(1 - sparsity, 12)
-    sizes = run.target(sparsity).sizes()
-    return Target(run.layers, "weights", "local", sparsity, counts={n: int((1 - kept) * size) for n, size in sizes.items()})
-
-
-def late_cosine(peak: float) -> Schedule:
-    """The released schedule: one value an epoch, epochs 0 and 2 alike."""
-    return lambda at: peak * 0.5 * (1 + math.cos(math.pi * (at.epoch - 1) / at.epochs))
+    """In every layer, the first one and the classifier included, the int((1 - k) n) lowest go."""
+    plain = run.target(run.recipe.sparsity)
+    return replace(plain, counts=truncated_counts(plain.sizes(), plain.sparsity))
 
 
 def stages(run: Runner):
