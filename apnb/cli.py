@@ -66,20 +66,25 @@ def demo(
 
 
 def run(
-    pipeline: Annotated[str, "When to prune: after, before or during training."] = "after",
-    schedule: Annotated[str, "one_shot or iterative."] = "one_shot",
-    structure: Annotated[str, "weights, filters, channels or kernels."] = "weights",
-    locality: Annotated[str, "local or global."] = "global",
-    criterion: Annotated[str, "lwm, relwm, solwm, lis, hgm, bcs (or the control random)."] = "lwm",
+    method: Annotated[str | None, "A surveyed method that runs (see 'apnb methods'), instead of a cell of your own."] = None,
+    pipeline: Annotated[str | None, "When to prune: after (the default), before or during training."] = None,
+    schedule: Annotated[str | None, "one_shot (the default) or iterative."] = None,
+    structure: Annotated[str | None, "weights (the default), filters, channels or kernels."] = None,
+    locality: Annotated[str | None, "local or global (the default)."] = None,
+    criterion: Annotated[str | None, "lwm (the default), relwm, solwm, lis, hgm, bcs (or the control random)."] = None,
     sparsity: Annotated[float, "Share of units to remove, in [0, 1)."] = 0.9,
     variant: Annotated[str | None, "Of the criterion: l1 or group_lasso (relwm), learned or saliency (lis)."] = None,
     ramp: Annotated[str | None, "cubic or linear, of an iterative schedule."] = None,
     rewind: Annotated[bool | None, "Weights go back to where they started."] = None,
-    objective: Annotated[str, "Of every stage not given below: natural, fgsm, fast_at, pgd_at, trades, mart."] = "pgd_at",
+    objective: Annotated[
+        str | None, "Of every stage not given below: natural, fgsm, fast_at, pgd_at (the default), trades, mart."
+    ] = None,
     pretraining: Annotated[str | None, "Objective of the stage (after)."] = None,
     pruning_step: Annotated[str | None, "Objective of the stage (after, before); none where allowed."] = None,
     finetuning: Annotated[str | None, "Objective of the stage (after); kd or none are allowed."] = None,
     training_step: Annotated[str | None, "Objective of the stage (before, during)."] = None,
+    as_released: Annotated[bool, "Do as the method's code does where it differs from its paper."] = False,
+    constants: Annotated[str | None, "The method's own numbers, as NAME=VALUE,NAME=VALUE."] = None,
     budget: BUDGET = "quick",
     seed: Annotated[int, "Of everything that involves chance."] = 0,
     network: NETWORK = "cnn",
@@ -95,13 +100,17 @@ def run(
     json_: JSON = False,
 ) -> int:
     """Carry out one recipe: train, prune, attack. Goes on where an interrupted run ended."""
-    from apnb.recipes import Recipe
+    from apnb.recipes import Recipe, read_constants
+    from apnb.recipes import recipe as surveyed
 
-    recipe = Recipe(
-        pipeline=pipeline, schedule=schedule, structure=structure, locality=locality, criterion=criterion, sparsity=sparsity,
-        variant=variant, ramp=ramp, rewind=rewind, pretraining=pretraining, pruning_step=pruning_step, finetuning=finetuning,
-        training_step=training_step, budget=budget, seed=seed, objective=objective,
-    )  # fmt: skip
+    chosen = {
+        "pipeline": pipeline, "schedule": schedule, "structure": structure, "locality": locality, "criterion": criterion,
+        "variant": variant, "ramp": ramp, "rewind": rewind, "objective": objective, "pretraining": pretraining,
+        "pruning_step": pruning_step, "finetuning": finetuning, "training_step": training_step, "as_released": as_released or None,
+        "constants": read_constants(constants) or None,
+    }  # fmt: skip
+    chosen = {"sparsity": sparsity, "budget": budget, "seed": seed, **{k: v for k, v in chosen.items() if v is not None}}
+    recipe = Recipe(**{"pipeline": "after", **chosen}) if method is None else surveyed(method, **chosen)
     if plan:
         from apnb import datasets
 
@@ -321,8 +330,9 @@ def methods(
     check: Annotated[Path | None, "Check a taxonomy entry that you wrote (JSON) instead."] = None,
     json_: JSON = False,
 ) -> int:
-    """The surveyed methods and where they stand in the taxonomy."""
+    """The surveyed methods, where they stand in the taxonomy, and which of them run as published ('apnb run --method')."""
     from apnb import taxonomy
+    from apnb.presets import PRESETS
 
     if check is not None:
         entry = taxonomy.check_entry(check)
@@ -342,6 +352,7 @@ def methods(
             "structures": "+".join(map(str, m.structures)),
             "locality": "+".join(map(str, m.locality)),
             "criterion": str(m.criterion).upper(),
+            "runs as": " or ".join(k for k, p in PRESETS.items() if p.survey == m.key) or "its cell",
         }
         for m in found
     ]

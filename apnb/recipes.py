@@ -447,8 +447,6 @@ class Recipe:
         for name in data:
             if name not in known:
                 raise Invalid(f"a recipe has no field {name!r}; did you mean {nearest(name, known)}?")
-        if "pipeline" not in data:
-            raise Invalid(f"a recipe needs a pipeline: {', '.join(PIPELINES)}")
         values = dict(data)
         if isinstance(values.get("budget"), Mapping):
             fields = {f.name for f in dataclasses.fields(Budget)}
@@ -456,6 +454,10 @@ class Recipe:
                 if name not in fields:
                     raise Invalid(f"a budget has no field {name!r}; did you mean {nearest(name, fields)}?")
             values["budget"] = Budget(**values["budget"])
+        if "pipeline" not in values and values.get("method"):
+            return recipe(str(values.pop("method")), **values)
+        if "pipeline" not in values:
+            raise Invalid(f"a recipe needs a pipeline: {', '.join(PIPELINES)}; or a method")
         return cls(**values)
 
     def to_json(self) -> str:
@@ -621,6 +623,8 @@ def recipe(name: str, **options: Any) -> Recipe:
         own = {k: options.pop(k) for k in [*options] if k in preset.constants}
         known = [f for f in _FIELD_DEFAULTS if f not in ("pipeline", "schedule", "locality", "criterion", "method", "constants")]
         for given in options:
+            if given in Cell._fields and given not in known:
+                raise Invalid(f"{preset.name} decides its {given} itself ({_method_cell(preset)[given]}); leave {given} out")
             if given not in known and given != "constants":
                 raise Invalid(f"{preset.name} takes no {given!r}; did you mean {nearest(given, [*known, *preset.constants])}?")
         own |= dict(options.pop("constants", ()))
@@ -637,6 +641,23 @@ def recipe(name: str, **options: Any) -> Recipe:
     raise Invalid(
         f"{method.name} has no preset; its cell of the taxonomy runs as apnb.Recipe({', '.join(words)}, sparsity={sparsity})"
     )
+
+
+def read_constants(text: str | None) -> dict[str, float]:
+    """``gamma=0.1,alpha=0.2`` as a dict.
+
+    Raises:
+        Invalid: a part that is not NAME=NUMBER.
+    """
+    found = {}
+    for part in (text or "").split(","):
+        name, _, value = part.partition("=")
+        try:
+            if part.strip():
+                found[name.strip()] = float(value)
+        except ValueError:
+            raise Invalid(f"constants are given as NAME=NUMBER,NAME=NUMBER; got {part.strip()!r}") from None
+    return found
 
 
 def _method_cell(preset: Preset) -> dict[str, str]:

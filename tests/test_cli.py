@@ -47,6 +47,18 @@ def test_run_prints_a_table_and_json(cli, tmp_path):
     )
 
 
+def test_a_surveyed_method_runs_by_its_name(cli, tmp_path):
+    given = ("--method", "twinrep", "--structure", "channels", "--sparsity", "0.5", "--constants", "cut=1", "--store", tmp_path)
+    status, out, _ = cli("run", *given, *TINY, "--json")
+    row = json.loads(out)
+    assert status == 0 and row["label"] == "TwinRep/channels/cut=1" and row["recipe"]["constants"] == {"cut": 1}
+    assert 0.4 < row["units"] <= 0.5
+    shown = cli("runs", "show", row["key"], "--store", tmp_path)[1]
+    assert "apnb.recipe('twinrep'" in shown and "cut=1" in shown
+    assert "1. Train a network whose weights are products" in cli("run", "--plan", *given)[1]
+    assert "flyingbird or flyingbird+" in cli("methods")[1]
+
+
 def test_runs_can_be_listed_shown_taken_away_and_removed(cli, tmp_path):
     cli("run", "--sparsity", "0.8", *TINY, "--store", tmp_path / "a")
     (key,) = Store(tmp_path / "a").keys()
@@ -155,6 +167,10 @@ BAD = {
     "not a number": (("run", "--sparsity", "nan"), "NaN"),
     "a word for a number": (("run", "--sparsity", "lots"), "--sparsity"),
     "an unknown option": (("run", "--sparsty", "0.5"), "--sparsity"),
+    "a constant without a number": (("run", "--method", "harp", "--constants", "gamma"), "NAME=NUMBER"),
+    "an unknown constant": (("run", "--method", "harp", "--constants", "gama=1"), "its constants are: gamma, alpha, start"),
+    "a cell for a method": (("run", "--method", "harp", "--criterion", "lwm"), "leave criterion out"),
+    "a method without a preset": (("run", "--method", "dnr"), "its cell of the taxonomy runs as"),
     "an unknown criterion": (("run", "--criterion", "lwn"), "'lwm'"),
     "a contradiction": (("run", "--criterion", "bcs", "--pipeline", "before"), "'during'"),
     "an unknown network": (("run", "--network", "resnet19"), "'resnet18'"),

@@ -102,6 +102,17 @@ def test_global_selection_drops_what_a_stable_sort_drops_with_the_best_of_each_t
     assert all(m.any() for m in kept.values())
 
 
+@given(st.lists(vectors, min_size=1, max_size=4), st.data())
+def test_without_protection_the_lowest_of_all_go_even_if_a_tensor_is_emptied(values, data):
+    scores = {str(i): torch.tensor(v) for i, v in enumerate(values)}
+    flat = [x for v in values for x in v]
+    drop = data.draw(st.integers(0, len(flat) - 1))
+    kept = select(scores, drop, spare=False)
+    assert torch.cat(list(kept.values())).tolist() == stable_drop(flat, drop)
+    with pytest.raises(Invalid, match="a network keeps at least one"):
+        select(scores, len(flat), spare=False)
+
+
 def test_selection_keeps_the_shape_and_a_higher_score():
     kept = select({"w": torch.tensor([[3.0, 1.0], [2.0, 4.0]])}, {"w": 2})
     assert kept["w"].tolist() == [[True, False], [False, True]]

@@ -272,3 +272,63 @@ def test_running_statistics_are_moved_by_the_forwards_of_the_loss_only(key):
     for (n, b), c in zip(net.named_buffers(), mirror.buffers(), strict=True):
         torch.testing.assert_close(b, c, msg=n)
     assert all(int(b) == len(seen) for n, b in net.named_buffers() if n.endswith("num_batches_tracked"))
+
+
+# ------------------------------------------------------------------------------------------------------- how methods attack
+
+
+@pytest.mark.parametrize(
+    ("key", "options", "moved"),
+    [
+        ("pgd_at", {}, 1),
+        ("pgd_at", {"attack_bn": "train"}, 5 + 1),
+        ("pgd_at", {"attack_bn": "train", "passes": ("between",)}, 5 + 2),
+        ("trades", {}, 2),
+        ("trades", {"passes": ("before", "after")}, 4),
+        ("mart", {"passes": ("between",)}, 3),
+        ("natural", {"passes": ("before", "after")}, 3),
+    ],
+)
+def test_each_pass_in_training_mode_moves_the_running_statistics_once(key, options, moved):
+    net = small()
+    made(key, **options)(model_of(net), *digits(), None)
+    assert int(net.bn1.num_batches_tracked) == moved
+    assert net.training
+
+
+def test_further_passes_see_the_clean_batch_in_their_place_and_leave_weights_their_gradient():
+    net = small()
+    x, y = digits()
+    value, _, seen = trained_on(net, made("pgd_at", passes=("before", "between", "after")), x, y)
+    assert [torch.equal(s, x) for s in seen] == [True, True, False, True]
+    value.backward()
+    assert all(p.grad is not None for p in net.parameters())
+
+
+@pytest.mark.parametrize(("start", "within"), [("image", 0.0), ("uniform", EPS), ("unclipped", EPS), ("normal", 0.006)])
+def test_an_attack_without_steps_is_its_start(start, within):
+    x, y = digits(40)
+    x = x.round()  # every pixel at an edge of the box
+    _, _, seen = trained_on(small(), made("pgd_at", steps=0, start=start), x, y)
+    gap = (seen[-1] - x).abs().max()
+    assert gap <= within
+    assert (gap > 0.3 * within) or start == "image"
+    assert ((seen[-1] < 0) | (seen[-1] > 1)).any() == (start in ("unclipped", "normal"))
+
+
+@pytest.mark.parametrize("reach", [1.75, 2.3])
+def test_a_step_is_its_share_of_the_reach(reach):
+    x, y = 0.4 + 0.2 * digits()[0], digits()[1]
+    _, _, seen = trained_on(small(), made("pgd_at", steps=5, reach=reach / 2.5, start="image"), x, y)
+    moved = (seen[-1] - x).abs()
+    step = reach / 2.5 * EPS / 5
+    multiples = moved / step
+    torch.testing.assert_close(multiples, multiples.round(), atol=1e-3, rtol=0)  # whole steps, none cut off by the ball
+
+
+@pytest.mark.parametrize(("key", "usual"), [("trades", 6.0), ("mart", 5.0)])
+def test_the_second_term_has_the_weight_asked_for(key, usual):
+    x, y = digits()
+    values = {beta: made(key, beta=beta)(model_of(small()), x, y, None)[0] for beta in (None, 0.0, 1.0, usual)}
+    assert values[None] == values[usual]
+    torch.testing.assert_close(values[usual] - values[0.0], usual * (values[1.0] - values[0.0]), rtol=1e-4, atol=1e-5)

@@ -45,7 +45,7 @@ ALLOWED = {
     },
     "devices": {"errors"}, "store": {"errors", "recipes"},
     "methods": {
-        "errors", "events", "masks", "mechanisms", "networks", "objectives", "runner", "training",
+        "attacks", "chance", "copies", "errors", "events", "masks", "mechanisms", "networks", "objectives", "runner", "training",
     },
     "pipelines": {"criteria", "events", "masks", "mechanisms", "training", "runner"},
     "runner": {

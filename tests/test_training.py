@@ -20,7 +20,7 @@ from apnb.mechanisms import Admm, Connectivity, Dynamic, FixedMasks, LearnedScor
 from apnb.networks import build, layers
 from apnb.objectives import objective
 from apnb.store import load_tree, save_tree
-from apnb.training import Model, accuracy, cosine, fit, mean_statistic, one_cycle
+from apnb.training import Model, accuracy, cosine, fit, mean_statistic, milestones, one_cycle, saw_tooth
 
 EPS = 0.15
 DIGITS = datasets.load("digits")
@@ -191,6 +191,40 @@ def test_a_mechanism_is_called_between_epochs_from_none_done_to_all_done_and_may
     calls.clear()
     events = list(fit(made(), data(32), loss("natural"), epochs=9, lr=cosine(0.1), mechanism=Bird(), validate=probe))
     assert sum(isinstance(e, Epoch) for e in events) == 2
+
+
+class Sometimes(Mechanism):
+    """Ready at the end of some epochs; remembers the last one."""
+
+    constant = ("when",)
+    unready = "it never was ready"
+
+    def __init__(self, when):
+        self.when, self.epoch, self.ready = when, 0, False
+
+    def between_epochs(self, at):
+        self.epoch, self.ready = at.epoch, at.epoch in self.when
+
+
+@pytest.mark.parametrize(("when", "best"), [((1, 2, 3, 4), 2), ((3, 4), 4), ((1, 3), 1)])
+def test_a_stage_ends_in_the_best_epoch_at_which_its_mechanism_was_ready(when, best):
+    scores = {1: 0.5, 2: 0.9, 3: 0.1, 4: 0.2}
+    net, mechanism, states = made(), Sometimes(when), {}
+
+    def validate(model, at):
+        return {"score": scores[at.epoch + 1]}
+
+    options = {"epochs": 4, "lr": lambda at: 0.05, "mechanism": mechanism, "validate": validate, "select": "score"}
+    for event in fit(net, data(32), loss(), **options):
+        if isinstance(event, Epoch):
+            states[event.step] = state(net)
+    assert same(state(net), states[best])
+    assert mechanism.epoch == best
+
+
+def test_a_mechanism_that_never_was_ready_ends_in_its_sentence():
+    with pytest.raises(Invalid, match="it never was ready"):
+        list(fit(made(), data(32), loss(), epochs=2, lr=lambda at: 0.05, mechanism=Sometimes((0,))))
 
 
 def test_a_loss_that_is_no_longer_finite_ends_in_a_sentence():
@@ -426,6 +460,16 @@ def test_one_cycle_rises_linearly_to_its_peak_after_a_fifth_of_the_steps_and_fal
     assert rates[:top] == pytest.approx([0.2 * (i + 0.5) / (steps / 5) for i in range(top)])
     assert rates[top:] == pytest.approx([0.2 * (steps - i - 0.5) / (0.8 * steps) for i in range(top, steps)])
     assert 0 < rates[-1] < max(rates) < 0.2
+
+
+def test_milestones_fall_at_the_first_epoch_of_a_share_after_a_warm_up():
+    rates = [milestones(0.1, 0.5, 0.75, warm=2, floor=0.02)(Progress(epoch=e, epochs=9)) for e in range(9)]
+    assert rates == pytest.approx([0.06, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+
+
+def test_a_saw_tooth_has_three_heights_in_every_period():
+    rates = [saw_tooth(0.01, 20)(Progress(epoch=e)) for e in range(40)]
+    assert rates == pytest.approx(([0.01] * 7 + [0.001] * 7 + [0.0001] * 6) * 2)
 
 
 def test_a_rate_is_defined_for_a_stage_of_a_single_step():

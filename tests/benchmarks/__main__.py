@@ -106,7 +106,35 @@ def evaluation() -> None:
             print(f"resnet18, 16 images, {attacks}: {told['outside']:.1%} of {told['seconds']:.0f} s outside the network")
 
 
-ALL = {"imports": imports, "training": training, "oracle": oracle, "fmn": fmn, "evaluation": evaluation, "curve": curve}
+def methods() -> None:
+    """Every surveyed method that runs, on digits; with a folder of CIFAR-10 in APNB_BENCH_CIFAR, two of them with resnet18 too."""
+    from tests.benchmarks.methods import checks, cifar, on_digits
+
+    start = time.perf_counter()
+    found, shown = on_digits(), checks()
+    print(
+        f"quick budget, digits, eps 0.15, AutoAttack on n = 500; {time.perf_counter() - start:.0f} s on 2 workers, the checks among them"
+    )
+    print("method                  asked  runs  training s  units gone  weights gone  clean   robust (95 %)           checks")
+    for recipe, result in found.items():
+        passed, listed = shown[recipe.method]
+        name = f"{recipe.label:22}  {recipe.sparsity:5.0%}"
+        if isinstance(result, str):
+            print(f"{name}  no    {result}")
+            continue
+        sparsity, seconds, e = result
+        low, high = e.interval
+        told = f"{e.clean_accuracy:5.1%}  {e.robust_accuracy:5.1%} [{low:.1%}, {high:.1%}]  {passed} of {listed}"
+        print(f"{name}  yes   {seconds:10.0f}  {sparsity.units:10.2%}  {sparsity.weights:12.2%}  {told}")
+    if folder := os.environ.get("APNB_BENCH_CIFAR"):
+        for recipe, run in cifar(folder):
+            print(f"resnet18, CIFAR-10, {recipe.label} {recipe.sparsity:.0%}: {run.summary['seconds']:.0f} s of training, units gone "
+                  f"{run.sparsity.units:.2%}, {run.evaluation}")  # fmt: skip
+
+
+ALL = {
+    "imports": imports, "training": training, "oracle": oracle, "fmn": fmn, "evaluation": evaluation, "curve": curve, "methods": methods,
+}  # fmt: skip
 
 if __name__ == "__main__":
     print(f"{platform.platform()}, {platform.processor() or platform.machine()}, torch {torch.__version__}")
