@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import torch
@@ -119,6 +120,16 @@ def truncated_counts(sizes: Mapping[str, int], sparsity: float) -> dict[str, int
     """int((1 - k) n) units of each layer, k = 1 - sparsity the share kept: how edge-popup and its descendants count."""
     kept = round(1 - sparsity, 12)
     return {name: int((1 - kept) * n) for name, n in sizes.items()}
+
+
+def percentile_counts(sizes: Mapping[str, int], sparsity: float, *, at: bool = False) -> dict[str, int]:
+    """How many of n different values lie below their 100 p-th percentile (linearly interpolated), p the sparsity as it is written.
+
+    ceil((n - 1) p) of each layer; with ``at``, those at it too: floor((n - 1) p) + 1, though never all.
+    """
+    p = Fraction(str(sparsity))
+    below = {name: (n - 1) * p for name, n in sizes.items()}
+    return {name: min(math.floor(x) + 1, sizes[name] - 1) if at else math.ceil(x) for name, x in below.items()}
 
 
 def _drop_lowest(flat: Tensor, drop: int) -> Tensor:

@@ -87,9 +87,9 @@ PRESETS: dict[str, Preset] = {
             "dual_period": 20,
         },
         paper={"epochs": 200, "search_epochs": 200, "finetune_epochs": 200, "attack_steps": 10},
-        standard={"dual_period": 3, "rho": 5e-3},
-        quick={"dual_period": 2, "rho": 0.02, "search_lr": 0.02, "finetune_lr": 0.05},
-        digits={"search_epochs": 12},
+        standard={"dual_period": 2, "rho": 0.05, "search_lr": 0.02},
+        quick={"search_epochs": 3, "dual_period": 1, "rho": 0.3, "search_lr": 0.05, "finetune_lr": 0.05},
+        digits={"search_epochs": 12, "dual_period": 2},
         constants={"search_lr": "learning rate while ADMM runs, a tenth and a hundredth of it in the thirds of a period (code)"},
         plan=(
             _DENSE,
@@ -100,6 +100,7 @@ PRESETS: dict[str, Preset] = {
         differs=(
             "The classifier stays dense, as in the authors' settings, so the sparsity is that of the convolutions.",
             "The attack sees batch statistics and moves the running ones, as in the authors' code.",
+            "The code keeps the epoch with the lowest loss on test images; here it is the best on validation images, clean and attacked.",
         ),
         released="after k dual updates the penalty's gradient on W is (1 + k) times the textbook's: the code's dual carries its graph",
     ),
@@ -173,9 +174,17 @@ PRESETS: dict[str, Preset] = {
             "hsic_y": 1e-4,
         },
         paper={"epochs": 200, "search_epochs": 50, "finetune_epochs": 100, "attack_steps": 10},
-        standard={"rho": 0.05},
-        quick={"rho": 0.1, "dual_period": 2, "search_lr": 0.02, "finetune_lr": 0.02, "hsic_x": 1e-4, "hsic_y": 5e-4},
-        digits={"search_epochs": 12},
+        standard={"dual_period": 2, "rho": 0.05, "search_lr": 0.02},
+        quick={
+            "search_epochs": 3,
+            "dual_period": 1,
+            "rho": 0.3,
+            "search_lr": 0.05,
+            "finetune_lr": 0.05,
+            "hsic_x": 2e-4,
+            "hsic_y": 1e-3,
+        },
+        digits={"search_epochs": 12, "dual_period": 2},
         constants={
             "search_lr": "learning rate while ADMM runs, a tenth and a hundredth of it in the thirds of a period (script)",
             "rho_cap": "rho does not grow beyond it (code)",
@@ -196,6 +205,7 @@ PRESETS: dict[str, Preset] = {
             "The survey lists PwoA as unstructured but publishes structured results; the code has filters, so both run.",
             "'KD' leaves out the HSIC term and the distillation while ADMM runs; both are here.",
             "The classifier stays dense, except where a network calls it 'fc', as in the code.",
+            "The code keeps the epoch that is best under attack on test images; here it is the last.",
         ),
         released="ADMM's copy is made anew from the weights, without the dual, at the start of every epoch; the rate lags one batch",
     ),
@@ -219,7 +229,7 @@ PRESETS: dict[str, Preset] = {
         paper={"epochs": 60, "finetune_epochs": 60, "attack_steps": 10},
         standard={"natural_epochs": 20},
         quick={"natural_epochs": 1, "mask_steps": 5},
-        digits={"natural_epochs": 5, "mask_steps": 10},
+        digits={"natural_epochs": 5, "mask_steps": 10, "finetune_epochs": 40},
         constants={
             "natural_epochs": "training on the images as they are before adversarial training (code)",
             "mask_steps": "Adam steps for the mask of a batch (code)",
@@ -306,7 +316,8 @@ PRESETS: dict[str, Preset] = {
         plan=(
             "Train the dense network ({pruning_step}) until the masks of its {window} last epochs agree, for {search_epochs} at most; remove "
             "the smallest {share} of the weights, over the whole network.",
-            "Train what is left on from there for {epochs} ({training_step}).",
+            "Train what is left on from there for {epochs} ({training_step}) and keep the epoch that withstands an attack on validation images "
+            "best.",
         ),
         differs=(
             "The survey says AT for the first stage; the authors' command trains it on the images as they are.",
@@ -334,6 +345,7 @@ PRESETS: dict[str, Preset] = {
         differs=(
             "The survey's 'channels' are output filters, and only those of convolutions.",
             "The survey's data say PGD-AT; the code also offers TRADES, with which the paper's experiments are said to be made: training_step='trades'.",
+            "The code keeps the epoch that is best on test images; here it is the last.",
         ),
     ),
     "flyingbird": Preset(
@@ -346,6 +358,7 @@ PRESETS: dict[str, Preset] = {
         paper={"epochs": 200, "attack_steps": 10},
         standard={"interval": 60, "interval_late": 80},
         quick={"interval": 3, "interval_late": 4},
+        digits={"interval": 5, "interval_late": 7},
         constants={
             "interval": "steps from one rewiring to the next (code)",
             "interval_late": "the same in the second half of the epochs (code, README's command)",
@@ -355,7 +368,8 @@ PRESETS: dict[str, Preset] = {
         schedule="iterative",
         plan=(
             "Train a random sparse network for {epochs} ({training_step}). Every {interval} steps remove the smallest weights of each layer, "
-            "half of them at first and hardly any at last, and grow as many where the loss has the largest gradient. {share} are missing.",
+            "half of them at first and hardly any at last, and grow as many where the loss has the largest gradient. {share} are missing. "
+            "Keep the epoch that withstands an attack on validation images best.",
         ),
         differs=(
             "'Global' is how many weights each layer gets; which go and which grow is decided within a layer.",
@@ -375,6 +389,7 @@ PRESETS["flyingbird+"] = Preset(
         | {"begin": 0.5, "window": 4, "agreement": 0.5, "more_death": 0.4, "more_growth": 0.05},
         "standard": PRESETS["flyingbird"].standard,
         "quick": PRESETS["flyingbird"].quick,
+        "digits": PRESETS["flyingbird"].digits,
         "constants": PRESETS["flyingbird"].constants
         | {
             "begin": "share of the epochs after which the size may change (code: 100 of 200)",

@@ -90,7 +90,7 @@ class Runner:
             "data": [self.dataset.name, self.dataset.fingerprint, self.dataset.augment, self.dataset.classes],
             "eps": self.eps,
             "seed": recipe.seed,
-            "budget": self.budget.training(),
+            "budget": self.budget.training() | ({"check": self.budget.check} if recipe.method else {}),
         }
         self.key = digest([identity, recipe.to_dict() | {"budget": dataclasses.asdict(self.budget)}, *self._own_numbers()])
         self._given = {"data": _spelled(data), "eps": eps}
