@@ -249,6 +249,8 @@ PRESETS: dict[str, Preset] = {
             "The survey says PGD-AT for fine-tuning; the code has MART's loss with weight 0.5, and so it is here.",
             "'Global' means over all convolutions; each row of the classifier is pruned by itself, as in the code.",
             "'Least importance' is signed: the most negative estimates go first.",
+            "Adversarial training and fine-tuning keep the epoch that withstands an attack on validation images best; the code asks test "
+            "images, in fine-tuning clean ones.",
         ),
     ),
     "li20": Preset(
@@ -268,8 +270,8 @@ PRESETS: dict[str, Preset] = {
         },
         plan=(
             "Draw the first weights.",
-            "Train all of them for {search_epochs} ({pruning_step}); divide magnitudes by their layer's mean and remove the smallest {share} "
-            "over the whole network.",
+            "Train all of them for {search_epochs} ({pruning_step}); divide magnitudes by their layer's mean and remove the smallest "
+            "{share} over the whole network.",
             "Go back to the first weights and train what is left for {epochs} ({training_step}).",
         ),
         differs=(
@@ -314,10 +316,10 @@ PRESETS: dict[str, Preset] = {
         },
         schedule="iterative",
         plan=(
-            "Train the dense network ({pruning_step}) until the masks of its {window} last epochs agree, for {search_epochs} at most; remove "
-            "the smallest {share} of the weights, over the whole network.",
-            "Train what is left on from there for {epochs} ({training_step}) and keep the epoch that withstands an attack on validation images "
-            "best.",
+            "Train the dense network ({pruning_step}) until the masks of its {window} last epochs agree, for {search_epochs} at most; "
+            "remove the smallest {share} of the weights, over the whole network.",
+            "Train what is left on from there for {epochs} ({training_step}) and keep the epoch that withstands an attack on validation "
+            "images best.",
         ),
         differs=(
             "The survey says AT for the first stage; the authors' command trains it on the images as they are.",

@@ -28,7 +28,7 @@ from apnb.networks import build, layers
 from apnb.objectives import objective
 from apnb.runner import Runner
 from apnb.store import load_tree, save_tree
-from apnb.training import cosine, fit, sgd
+from apnb.training import cosine, fit, saw_tooth, sgd
 from tests.helpers import same
 
 FILES = {"radmm": radmm, "pwoa": pwoa}
@@ -139,7 +139,7 @@ def projected(v, p):
 def test_a_layer_keeps_what_is_not_below_its_exact_percentile_and_a_classifier_everything(
     method, network, structure, sparsity, tmp_path
 ):
-    run = runner(method, tmp_path, Plain(12, 3) if network == "plain" else network, structure=structure, sparsity=sparsity)
+    run = runner(method, tmp_path, Plain(11, 3) if network == "plain" else network, structure=structure, sparsity=sparsity)
     rank, p = {}, Fraction(str(sparsity))
     names = prunable(method, run) - ({"fc.weight"} if structure == "filters" else set())
     for n in names:  # magnitudes are 1, 2, 3, ... in random order, so that the percentile is exactly 1 + (n - 1) p
@@ -172,7 +172,7 @@ def test_of_eleven_values_at_one_half_six_stay_and_the_released_mask_would_have_
 
 
 FULL = {
-    "resnet18": {0.9: (1115933, 0.8996), 0.95: (557972, 0.9496), 0.99: (111601, 0.9896)},
+    "resnet18": {0.9: (1115933, 0.8996), 0.95: (557972, 0.9496), 0.99: (111601, 0.9895)},
     "vgg16": {0.9: (1471052, 0.8652), 0.95: (735529, 0.9132), 0.99: (147110, 0.9517)},
 }
 
@@ -211,11 +211,11 @@ def projection(w, structure, p, method="radmm"):
     net = Plain(len(w), w.shape[-1])
     with torch.no_grad():
         net.conv.weight.copy_(w)
-    target = Projecting(net, structure, p, method)
+    target = target_of(net, structure, p, method)
     return Admm({"conv.weight": net.conv.weight}, target, rho=1.0, growth=1.0).Z["conv.weight"]
 
 
-def Projecting(net, structure, p, method):
+def target_of(net, structure, p, method):
     """The target of a method for a network, without data or store."""
     found = layers(net, torch.rand(2, 1, 4, 4))[:1]
     counts = apnb.masks.percentile_counts(
@@ -295,7 +295,7 @@ def test_rho_grows_at_every_update_of_the_dual_up_to_its_cap(method, told):
     updates, growth, end = (9, 1.3, 0.0106) if method == "radmm" else (16, 1.35, 1.0)
     net = Plain()
     mechanism = Admm(
-        dict(net.named_parameters()), Projecting(net, "weights", 0.9, method), rho=b.rho, growth=b.rho_growth,
+        dict(net.named_parameters()), target_of(net, "weights", 0.9, method), rho=b.rho, growth=b.rho_growth,
         period=b.dual_period, rescale=False, cap=cap,
     )  # fmt: skip
     trail = []
@@ -333,7 +333,7 @@ def test_the_penalty_s_gradient_is_that_of_textbook_admm_and_as_released_that_of
     net = Plain(11)
     params = dict(net.named_parameters())
     made = [
-        kind(params, Projecting(net, "weights", 0.5, "radmm"), rho=0.3, growth=1.3, period=2, rescale=False)
+        kind(params, target_of(net, "weights", 0.5, "radmm"), rho=0.3, growth=1.3, period=2, rescale=False)
         for kind in (Admm, radmm.GraphAdmm)
     ]
     w = net.conv.weight
@@ -455,19 +455,14 @@ def test_a_batch_of_radmm_passes_the_attack_s_steps_the_clean_images_and_the_att
         data = Batches(run.train, 64, seed=0, stage=name)
         clean = [x for epoch in range(epochs) for x, _ in data(epoch)]
         assert len(trained) == 5 * len(clean)
-        for x, seen in zip(
-            clean, itertools.batched(trained, 5) if hasattr(itertools, "batched") else fives(trained), strict=True
-        ):
+        for i, x in enumerate(clean):
+            seen = trained[5 * i : 5 * i + 5]
             start, adversarial = seen[0], seen[4]
             assert torch.equal(seen[3], x)
             assert all(float((a - x).abs().max()) <= run.eps + 1e-6 for a in seen)
-            assert all(0 <= float(a.min()) and float(a.max()) <= 1 for a in (seen[1], seen[2], adversarial))
+            assert all(float(a.min()) >= 0 and float(a.max()) <= 1 for a in (seen[1], seen[2], adversarial))
             assert float(start.min()) < 0, "the start is not clipped"
             assert not torch.equal(start, x) and not torch.equal(adversarial, x)
-
-
-def fives(seen):
-    return [seen[i : i + 5] for i in range(0, len(seen), 5)]
 
 
 def digest(state):
@@ -674,7 +669,8 @@ class Functional(Shared):
 
     def __init__(self):
         super().__init__()
-        self.relu = self.unused = torch.relu
+        del self.relu, self.unused
+        self.relu = torch.relu
 
 
 class Linear(nn.Module):
@@ -744,7 +740,7 @@ def carried_out(which, resume=None):
     target = apnb.masks.Target(found, "weights", "local", 0.7, counts=counts)
     mechanism = MECHANISMS[which](dict(net.named_parameters()), target, rho=0.3, growth=1.5, period=2, rescale=False, cap=0.4)
     g = torch.Generator().manual_seed(11)
-    lr = radmm.saw_tooth(0.05, 2)
+    lr = saw_tooth(0.05, 2)
     if "RADMM" in which:
         loss = objective("pgd_at", eps=0.15, steps=2, generator=g, attack_bn="train", start="unclipped", passes=("between",))
     else:

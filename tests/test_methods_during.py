@@ -366,6 +366,9 @@ def test_rewirings_fall_on_multiples_of_the_interval_and_the_authors_training_ha
     late = [t for t in due if (t - 1) // 352 > 100]
     assert (len(due) - len(late), len(late)) == (39, 29)
     assert due[:2] == [900, 1800] and late[:2] == [36000, 37200] and late[-1] == 69600
+    mechanism = hatched(bird, made()[1], interval=2, interval_late=3)
+    assert [mechanism.due(t, 2, 4) for t in (2, 3)] == [True, False]  # half of the epochs is not more than half
+    assert [mechanism.due(t, 3, 4) for t in (2, 3)] == [False, True]
 
 
 @of_birds(6)
@@ -425,11 +428,11 @@ def test_a_growing_gap_takes_more_and_a_growing_loss_gives_a_little_more(gaps, l
         mechanism = hatched("flyingbird+", params)
         told(mechanism, [g + 0.2 for g in gaps], [0.2] * len(gaps), losses)
         births = {n: torch.where(mechanism.masks[n], 0.0, 1.0) for n in SIZES}
-        before, after = rewired(mechanism, params, births, rate=0.5, epoch=epoch, epochs=20)
+        before, after = rewired(mechanism, params, births, rate=0.3, epoch=epoch, epochs=20)
         for n in SIZES:
             a = int(before[n].sum())
-            q = math.ceil(0.5 * a)
-            extra_deaths = math.ceil(0.5 * 0.4 * a) if fewer and epoch == 10 else 0
+            q = math.ceil(0.3 * a)
+            extra_deaths = math.ceil(0.3 * 0.4 * a) if fewer and epoch == 10 else 0
             births_in_all = int(q * 1.05) if more and epoch == 10 else q
             assert int(after[n].sum()) == a - q - extra_deaths + births_in_all
             assert len(positions(before[n]) - positions(after[n])) == q + extra_deaths
@@ -583,17 +586,20 @@ def test_connections_grow_where_the_attacked_loss_has_the_largest_gradient_not_t
 @both_birds
 def test_the_result_is_the_epoch_that_stands_best_against_an_attack_with_the_masks_of_that_moment(bird, tmp_path):
     budget = dataclasses.replace(SMALL, epochs=6, images=256, lr=0.5)
-    run = runner(bird, tmp_path, budget=budget, sparsity=0.9, interval=2, interval_late=2)
-    states, figures = [], []
+    for seed in range(10):  # until the best epoch is not the last
+        run = runner(bird, tmp_path, budget=budget, sparsity=0.9, interval=2, interval_late=2, seed=seed)
+        states, figures = [], []
 
-    def look(event):
-        if isinstance(event, Epoch):
-            states.append(run.state())
-            figures.append(event.metrics["val_pgd"])
+        def look(event, run=run, states=states, figures=figures):
+            if isinstance(event, Epoch):
+                states.append(run.state())
+                figures.append(event.metrics["val_pgd"])
 
-    masks, _ = carried_out(run, look)
-    best = max(range(6), key=lambda e: (figures[e], e))
-    assert best != 5, "with this seed the last epoch is not the best"
+        masks, _ = carried_out(run, look)
+        best = max(range(6), key=lambda e: (figures[e], e))
+        if best != 5:
+            break
+    assert best != 5
     assert same(run.state(), states[best])
     assert all((run.params()[n][~m] == 0).all() for n, m in masks.items())
     assert not same(states[best], states[-1])
@@ -1123,8 +1129,11 @@ def test_a_stopped_run_tells_in_the_end_what_one_that_was_not_tells(method, tmp_
     assert sum(row["kind"] == "pruned" for row in whole.rows) >= (1 if method == "twinrep" else 5)
 
 
-def test_a_stage_is_not_shared_by_runs_whose_best_epoch_is_chosen_on_other_images(tmp_path):
-    for check in (48, 16):
-        recipe = apnb.recipe("flyingbird", budget=dataclasses.replace(SMALL, check=check, epochs=1), sparsity=0.8)
-        kinds = [e.kind for e in apnb.stream(recipe, store=tmp_path, evaluate=False, device="cpu")]
-        assert "restored" not in kinds
+@pytest.mark.parametrize("other", [{"check": 16}, {"interval": 5}, {"as_released": True}, {"sparsity": 0.7}])
+def test_runs_share_a_stage_only_if_they_agree_in_all_that_decides_it(other, tmp_path):
+    """Also in the validation images, on which the best epoch is chosen."""
+    budget = dataclasses.replace(SMALL, epochs=1)
+    changed = {"budget": dataclasses.replace(budget, **other)} if "check" in other else {"budget": budget, **other}
+    for options, restored in (({"budget": budget}, False), (changed, False), ({"budget": budget}, True)):
+        run = runner("flyingbird", tmp_path, **{"sparsity": 0.8, **options})
+        assert any(e.kind == "restored" for e in carried_out(run)[1]) == restored

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 
 import pytest
@@ -11,13 +12,14 @@ import torch.nn.functional as F
 from torch import nn
 
 import apnb
-from apnb import methods, networks
+from apnb import methods
 from apnb.chance import generator
+from apnb.copies import bf16_body
 from apnb.datasets import Batches
 from apnb.errors import Invalid
 from apnb.events import Batch, Epoch, Finished, Pruned
 from apnb.mechanisms import Model, Progress, load_state, state_of
-from apnb.methods.mad import SoftMasks, cut, damage, names_of, saliency
+from apnb.methods.mad import Repeated, SoftMasks, cut, damage, names_of, saliency
 from apnb.networks import build, layers
 from apnb.objectives import objective
 from apnb.runner import Runner, Stage
@@ -223,22 +225,10 @@ def found_masks(net, found, x, y, steps=6):
     params = dict(net.named_parameters())
     names = tuple(n for layer in found for n in names_of(layer, params))
     mechanism = SoftMasks(params, names)
-    drain(fit(net, Same(x, y, steps), natural(), epochs=1, lr=lambda at: 0.1, mechanism=mechanism, optimizer=torch.optim.Adam, bn="eval"))  # fmt: skip
+    adam = {"lr": lambda at: 0.1, "optimizer": torch.optim.Adam, "bn": "eval"}
+    drain(fit(net, Repeated(x, y, steps), natural(), epochs=1, mechanism=mechanism, **adam))
     weights = {n: w.detach() for n, w in mechanism.effective(params).items()}
     return weights, {n: params[n].detach() - weights[n] for n in names}
-
-
-class Same:
-    """One batch a number of times."""
-
-    def __init__(self, x, y, times):
-        self.x, self.y, self.times = x, y, times
-
-    def __len__(self):
-        return self.times
-
-    def __call__(self, epoch):
-        return itertools.repeat((self.x, self.y), self.times)
 
 
 def natural():
@@ -262,11 +252,9 @@ def test_soft_masks_start_at_one_where_the_network_is_itself_and_only_they_get_a
         for i, q in enumerate(mechanism.q.values()):
             q.copy_(torch.rand(q.shape, generator=draw(i)) * 9.7 - 9.2)
     assert all(float(m.detach().min()) >= 0.99e-4 and float(m.detach().max()) <= 1 for m in mechanism.factors().values())
-    for p in params.values():
-        p.requires_grad_(False)  # as the loop does for what is in no group
     x, y = (t.float() if t.is_floating_point() else t for t in images(16))
     F.cross_entropy(Model(net, params, mechanism)(x), y).backward()
-    assert all(p.grad is None for p in params.values())
+    assert all(params[n].grad is None for n in names)
     leaves = {n: w.detach().requires_grad_() for n, w in mechanism.effective(params).items()}
     F.cross_entropy(Model(net, leaves)(x), y).backward()
     for n, q in mechanism.q.items():
@@ -397,7 +385,7 @@ def test_twenty_steps_lower_the_attacked_loss_of_their_batch_with_masks_that_nev
                     assert torch.equal(w[n], p)
                 else:
                     ratio = (w[n] / p)[p.abs() > 1e-6]
-                    assert ratio.max() <= 1 + 1e-6
+                    assert ratio.max() <= 1
                     smallest = min(smallest, float(ratio.min()))
         assert all(torch.equal(w[n], p) for w in weights[i * passes : i * passes + 4] for n, p in params.items()), (
             "dense at first"
@@ -438,7 +426,8 @@ def test_the_saliency_is_the_mean_over_the_batches_of_attack_masks_and_damage_do
             A, G = factors(net, weights, layer, x_adv, y)
             d = rows({n: params[n] - weights[n] for n in names}, layer)
             dL = 0.5 * G.diagonal()[:, None] * d * (d @ A[0])
-            for n, part in zip(names_of(layer, params), dL.split([d.shape[1] - (layer.kind == "linear"), 1][: 1 + (layer.kind == "linear")], 1), strict=True):  # fmt: skip
+            own = names_of(layer, params)
+            for n, part in zip(own, dL.split([params[n][0].numel() for n in own], 1), strict=True):
                 total[n] += part.reshape(params[n].shape) / 2
     for n in names:
         gap = (got[n] - total[n]).abs() / total[n].abs().max()
@@ -491,6 +480,22 @@ def test_the_lowest_go_signed_over_all_convolutions_together_and_in_each_row_of_
             assert int((~kept).sum()) == gone
 
 
+@pytest.mark.check("mad", 4)
+@pytest.mark.parametrize(
+    "network, kept", [("resnet18", {0.9: 1_115_924, 0.95: 557_962, 0.99: 111_593}), ("vgg16", {0.9: 1_471_047, 0.95: 735_524})]
+)
+def test_large_networks_keep_as_many_weights_as_the_published_checkpoints(network, kept):
+    net = build(network, channels=3, classes=10)
+    found = layers(net, torch.rand(2, 3, 32, 32))
+    scores = random_scores(net, found)
+    for sparsity, wanted in kept.items():
+        masks = cut(scores, found, sparsity)
+        assert sum(int(masks[layer.name].sum()) for layer in found if layer.kind == "conv") == wanted
+        if network == "resnet18":
+            each = {0.9: 52, 0.95: 26, 0.99: 6}[sparsity]  # of 513
+            assert (masks["linear.weight"].sum(1) + masks["linear.bias"] == each).all()
+
+
 @pytest.mark.check("mad", 5)
 def test_removed_sets_are_nested_in_the_sparsity_and_the_opposite_order_removes_the_other_end():
     net, found = made("resnet8")
@@ -519,7 +524,7 @@ def test_a_network_without_convolutions_is_cut_by_rows_alone():
 
 
 @pytest.mark.check("mad", 4)
-@pytest.mark.parametrize("network, sparsity", [("cnn", 0.5), ("cnn", 0.9), ("resnet8", 0.7), ("odd", 0.6)])
+@pytest.mark.parametrize("network, sparsity", [("cnn", 0.9), ("resnet8", 0.7), ("odd", 0.6)])
 def test_a_run_removes_exactly_the_counts_of_the_code_and_more_in_some_convolutions_than_in_others(network, sparsity, tmp_path):
     recipe = apnb.recipe("mad", sparsity=sparsity, budget=SMALL, natural_epochs=1, mask_steps=5)
     run = apnb.run(recipe, Odd() if network == "odd" else network, store=tmp_path, device="cpu", evaluate=False)
@@ -534,7 +539,7 @@ def test_a_run_removes_exactly_the_counts_of_the_code_and_more_in_some_convoluti
             row = m.weight if m.bias is None else torch.cat([m.weight, m.bias[:, None]], 1)
             assert ((row == 0).sum(1) == int(sparsity * row.shape[1])).all(), name
     density = [1 - zeros[n] / sizes[n] for n in conv if n.endswith("weight")]
-    assert max(density) - min(density) > 0.05
+    assert max(density) - min(density) > 0.1
     for n, p in net.named_parameters():
         assert (n in run.masks) == (n.rsplit(".", 1)[0] in modules)
         if n in run.masks:
@@ -622,6 +627,52 @@ def test_a_step_of_fine_tuning_is_the_one_of_its_loss_at_its_attack_worked_out_b
         torch.testing.assert_close(t, state[n], rtol=1e-4, atol=1e-5)
 
 
+def test_stages_are_as_long_and_rates_as_high_as_the_code_has_them_and_attacks_are_where_they_belong(tmp_path):
+    budget = dataclasses.replace(SMALL, epochs=8, finetune_epochs=4, images=64, check=0)
+    run = runner(tmp_path, budget=budget, natural_epochs=4, mask_steps=5)
+    rates, passes, seen = {}, {}, []
+    run.net.register_forward_pre_hook(lambda m, args: seen.append((m.training, args[0].detach().clone())))
+    for event in methods.stages(run):
+        if isinstance(event, Batch):
+            rates.setdefault(event.stage, []).append(event.metrics.get("lr"))
+            passes.setdefault(event.stage, seen[:])
+            seen.clear()
+    assert list(rates) == ["natural", "pretraining", "pruning", "finetuning"]
+    assert rates["natural"] == rates["finetuning"] == pytest.approx([0.1, 0.1, 0.01, 0.001])
+    assert rates["pretraining"] == pytest.approx([0.1] * 4 + [0.01] * 2 + [0.001] * 2)
+    attacked = [False] * budget.attack_steps  # in evaluation mode
+    assert {stage: [training for training, _ in of] for stage, of in passes.items()} == {
+        "natural": [True],
+        "pretraining": [*attacked, True],
+        "pruning": [*attacked, *[False] * (5 + 1)],
+        "finetuning": [*attacked, True, True],
+    }
+    for stage_, clean in (("pretraining", None), ("finetuning", -2)):
+        x = [image for _, image in passes[stage_]]
+        if clean:
+            del x[clean]
+        length = max(float((b - a).abs().max()) for a, b in itertools.pairwise(x))
+        assert length == pytest.approx(2.3 * run.eps / budget.attack_steps, abs=2e-3)
+
+
+@pytest.mark.parametrize("name", ["pretraining", "finetuning"])
+def test_a_stage_under_attack_ends_with_its_best_epoch_on_attacked_validation_images(name, tmp_path):
+    run = runner(tmp_path, budget=dataclasses.replace(SMALL, epochs=6, finetune_epochs=6, lr=0.3, finetune_lr=0.3))
+    ends = []
+    for event in methods.stages(run):
+        if event.stage == name and isinstance(event, Epoch):
+            ends.append((event.metrics["val_pgd"], run.state()))
+        if event.stage == name and isinstance(event, Finished):
+            break
+    values = [value for value, _ in ends]
+    last = max(i for i, value in enumerate(values) if value == max(values))
+    assert len(set(values)) > 1
+    state = run.state()
+    assert torch.equal(state["bn1.running_mean"], ends[last][1]["bn1.running_mean"])
+    zero = state["conv1.weight"] == 0
+    assert same(state["conv1.weight"][~zero], ends[last][1]["conv1.weight"][~zero])
+
+
 def test_a_run_stopped_in_the_middle_of_any_stage_and_called_again_gives_the_identical_network(tmp_path):
     whole = runner(tmp_path / "whole")
     _, masks = result(methods.stages(whole))
@@ -662,12 +713,15 @@ def test_masks_that_would_take_nothing_away_are_refused_before_any_training(name
         next(methods.stages(runner(tmp_path, **{name: 0})))
 
 
-def test_half_precision_changes_the_network_and_not_the_arithmetic_of_the_saliency(tmp_path):
-    run = Runner(
-        apnb.recipe("mad", sparsity=0.7, budget=SMALL, natural_epochs=1, mask_steps=3),
-        network="cnn", store=tmp_path, device="cpu", precision="bf16",
-    )  # fmt: skip
-    _, masks = result(methods.stages(run))
-    assert all(p.dtype == torch.float32 for p in run.net.parameters())
-    conv = [networks.Layer, *(n for n in masks if n.startswith("conv"))][1:]
-    assert sum(int((~masks[n]).sum()) for n in conv) == int(0.7 * sum(masks[n].numel() for n in conv))
+def test_the_damage_is_in_full_precision_while_the_body_of_the_network_computes_in_bfloat16():
+    net, found = made("cnn")
+    net = net.float()
+    x, y = images(16)
+    weights, delta = ({n: t.float() for n, t in of.items()} for of in masked(net, found))
+    exact = damage(Model(net, weights), delta, found, x.float(), y)
+    with bf16_body(net, ("conv1", "linear"), "cpu"):
+        rounded = damage(Model(net, weights), delta, found, x.float(), y)
+    for n, t in rounded.items():
+        assert t.dtype == torch.float32
+        assert not torch.equal(t, exact[n])
+        assert float((t - exact[n]).norm() / exact[n].norm()) < 0.1

@@ -230,5 +230,4 @@ def stages(run: Runner):
         yield run.pruned(mechanism.masks, chosen, step=of, of=of)
         return mechanism.masks
 
-    decides = {"method": r.method, "objective": r.training_step, "as_released": r.as_released}
-    return (yield from run.stage("training", training, sparsity=r.sparsity, check=b.check, **decides))
+    return (yield from run.stage("training", training))

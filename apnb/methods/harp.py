@@ -29,8 +29,9 @@ scores and q; batch 128; gamma 0.01; alpha 0.1; every layer starts at a share of
 before anything is learnt, so then it is half-way between K and 1, which is our choice. How the survey's 50, 75 and 90 % of channels
 translate to K is not documented; K = 1 - sparsity is the natural reading.
 
-``as_released``: the code's candidates; in each step one further clean pass in training mode before the attack and one after the loss, the cosine of HYDRA's
-code, which is one epoch late, and channel scores that sum rows of the weight reshaped to (C_in, -1), which mixes channels.
+``as_released``: the code's candidates; in each step one further clean pass in training mode before the attack and one after the
+loss, the cosine of HYDRA's code, which is one epoch late, and channel scores that sum rows of the weight reshaped to (C_in, -1),
+which mixes channels.
 """
 
 from __future__ import annotations

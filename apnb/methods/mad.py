@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from apnb.networks import Layer
     from apnb.runner import Runner, Stage
 
-LOWEST, ONE = (math.log(math.expm1(m)) for m in (1e-4, 1.0))  # q at M = softplus(q) = 1e-4 and 1: equation of the clamp (code)
+LOWEST, ONE = (math.log(math.expm1(m)) for m in (1e-4, 1.0))  # where softplus(q) is 1e-4 and 1: the clamp (code)
 
 
 def names_of(layer: Layer, params: Params) -> tuple[str, ...]:
@@ -108,14 +108,15 @@ class Repeated:
 
 
 def damage(model: Model, delta: Params, layers: tuple[Layer, ...], x: Tensor, y: Tensor) -> Params:
-    r""":math:`\tfrac12\,\mathrm{diag}(G)\,\delta\,(A\,\delta)` on one batch, as in the module's docstring.
+    r""":math:`\tfrac12\,\mathrm{diag}(G)\,\delta\,(A\,\delta)` on one batch.
 
     Args:
         model: the masked network. delta: what its masks took away, name -> tensor of the parameter's shape, for all ``layers``.
         x: attacked images (N, C, H, W). y: labels (N,).
 
     Returns:
-        Name -> dL, the shapes of ``delta``. Computed in full precision; the network itself runs in that of its stage.
+        Name -> dL, the shapes of ``delta``. The passes through the network have the precision of its stage, the rest has full
+        precision.
     """
     seen: dict[str, tuple[Tensor, Tensor]] = {}
 
@@ -134,45 +135,43 @@ def damage(model: Model, delta: Params, layers: tuple[Layer, ...], x: Tensor, y:
             undo.callback(module.register_forward_hook(watch(layer.module), with_kwargs=True).remove)
         loss = F.cross_entropy(model(x), y)
     gradients = torch.autograd.grad(loss, [probe for _, probe in seen.values()], materialize_grads=True)
+    g = dict(zip(seen, gradients, strict=True))
     found: Params = {}
-    for layer, g in zip((layer for module in seen for layer in layers if layer.module == module), gradients, strict=True):
+    for layer in layers:
         names = names_of(layer, delta)
-        u = seen[layer.module][0].detach()
-        parts = _of_layer(model.net.get_submodule(layer.module), [delta[n] for n in names], u, g)
-        found |= dict(zip(names, parts, strict=True))
+        module = model.net.get_submodule(layer.module)
+        found |= zip(names, of_layer(module, [delta[n] for n in names], seen[layer.module][0], g[layer.module]), strict=True)
     return found
 
 
-def _of_layer(module: nn.Module, delta: list[Tensor], u: Tensor, g: Tensor) -> list[Tensor]:
-    """dL of a layer's weight and bias from its input (N, ...) and its output's gradient, (N, O, h, w) or (N, ..., O)."""
-    u, g = u.to(delta[0].dtype), g.to(delta[0].dtype)
+def of_layer(module: nn.Module, delta: list[Tensor], u: Tensor, g: Tensor) -> list[Tensor]:
+    """dL of a layer's weight and, if it has one, bias, from its input (N, ...) and the gradient (N, O, h, w) or (N, ..., O)."""
     conv = isinstance(module, nn.Conv2d)
-    g = g.flatten(2).transpose(1, 2).flatten(0, 1) if conv else g.flatten(0, -2)  # (N S, O)
+    delta = [d.detach().requires_grad_() for d in delta]
+    u, g = (t.detach().to(delta[0].dtype) for t in (u, g))
+    g = (g.movedim(1, -1) if conv else g).flatten(0, -2)  # (N S, O)
     n, s = len(u), len(g) // len(u)
     G = n * s * g.square().sum(0)
-    delta = [d.detach().requires_grad_() for d in delta]
     with torch.enable_grad(), full_precision():
-        run = module._conv_forward if conv else F.linear
-        z = run(u, delta[0], delta[1] if len(delta) == 2 else None)
-        back = torch.autograd.grad(z, delta, grad_outputs=z.detach())
-    return [
-        0.5 * G.view(-1, *[1] * (d.ndim - 1)) * d.detach() * sum_zu / (n * s**2) for d, sum_zu in zip(delta, back, strict=True)
-    ]
+        z = (module._conv_forward if conv else F.linear)(u, delta[0], delta[1] if len(delta) > 1 else None)
+        A_delta = [t / (n * s**2) for t in torch.autograd.grad(z, delta, grad_outputs=z.detach())]
+    return [0.5 * G.view(-1, *[1] * (d.ndim - 1)) * d.detach() * a for d, a in zip(delta, A_delta, strict=True)]
 
 
 def saliency(run: Runner, s: Stage) -> Generator[Event, None, Params]:
     """Mean damage over the batches, name -> tensor of the parameter's shape; the network is left as it was."""
     net, params, constants = run.net, run.params(), run.constants
     names = tuple(n for layer in run.layers for n in names_of(layer, params))
-    steps, count = constants["mask_steps"], min(constants["batches"] or len(s.data), len(s.data))
+    count = min(constants["batches"] or len(s.data), len(s.data))
+    steps = run.budget.attack_steps
+    attack = {"eps": run.eps, "steps": steps, "step": constants["reach"] * run.eps / steps}
     total = {n: torch.zeros_like(params[n]) for n in names}
-    attack = {"eps": run.eps, "steps": run.budget.attack_steps, "step": constants["reach"] * run.eps / run.budget.attack_steps}
     for i, (x, y) in enumerate(islice(s.data(0), count), 1):
         with evaluating(net):
             x_adv = ascend(Model(net, params).frozen(), x, y, uniform_start(x, run.eps, s.generator), **attack)
         mechanism = SoftMasks(params, names)
         for _ in fit(
-            net, Repeated(x_adv, y, steps), run.objective("natural", s), epochs=1, lr=lambda at: constants["mask_lr"],
+            net, Repeated(x_adv, y, constants["mask_steps"]), run.objective("natural", s), epochs=1, lr=lambda at: constants["mask_lr"],
             mechanism=mechanism, optimizer=Adam, bn="eval",
         ):  # fmt: skip
             pass
@@ -189,12 +188,12 @@ def cut(scores: Params, layers: tuple[Layer, ...], sparsity: float) -> Masks:
     names = {layer: names_of(layer, scores) for layer in layers}
     pool = {n: scores[n] for layer in layers if layer.kind == "conv" for n in names[layer]}
     masks = select(pool, int(sparsity * sum(s.numel() for s in pool.values())), spare=False) if pool else {}
-    for layer in (layer for layer in layers if layer.kind == "linear"):
-        rows = torch.cat([scores[n].flatten(1) if scores[n].ndim == 2 else scores[n][:, None] for n in names[layer]], 1)
+    for own in (names[layer] for layer in layers if layer.kind == "linear"):
+        rows = torch.cat([scores[n].reshape(len(scores[n]), -1) for n in own], 1)  # O x D, the bias last
         lowest = rows.argsort(dim=1, stable=True)[:, : int(sparsity * rows.shape[1])]
         kept = torch.ones_like(rows, dtype=torch.bool).scatter(1, lowest, False)
-        parts = kept.split([layer.shape[1], *[1] * (len(names[layer]) - 1)], dim=1)
-        masks |= {n: part.reshape(scores[n].shape).clone() for n, part in zip(names[layer], parts, strict=True)}
+        parts = kept.split([scores[n][0].numel() for n in own], 1)
+        masks |= {n: part.reshape(scores[n].shape).contiguous() for n, part in zip(own, parts, strict=True)}
     return masks
 
 

@@ -17,9 +17,9 @@ stage lasts five epochs. A network without convolutions is watched in all its la
 
 Constants (code and README of the authors, CIFAR-10): at most 200 epochs and then 200; SGD 0.1, momentum 0.9, weight decay 5e-4, batch
 128; PGD with 10 steps of eps/4 from a random start, in training mode, so that attacks move the running statistics; 20 steps in
-validation. The rate falls to a tenth at 100 and to a hundredth at 150 epochs (paper, from memory, and the main script of the
-same repository). Their FGSM search runs on a cyclic rate of its own and attacks in evaluation mode; here a search on attacked images
-keeps the schedule and the training mode. With which objective the survey searched beyond its word AT is not known.
+validation. The rate falls to a tenth at 100 and to a hundredth at 150 epochs (main script of the same repository; the paper is said
+to do so, which is not checked). Their FGSM search runs on a cyclic rate of its own and attacks in evaluation mode; here a search on
+attacked images keeps the schedule and the training mode. With which objective the survey searched beyond its word AT is not known.
 
 ``as_released``: the rate falls at a quarter and three quarters of the epochs, the defaults of the code (50 and 150 of 200).
 """

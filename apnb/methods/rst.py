@@ -15,10 +15,10 @@ Scores are all that learns: norms have no scale and shift in the code and the cl
 frozen; running statistics move, in the attack's passes too, which run in training mode (code).
 
 Constants (configuration files of the authors): 160 epochs, SGD 0.1, a tenth of it from half and again from three quarters of the
-epochs on, momentum 0.9, weight decay 5e-4 on the scores, batch 256; 7 steps of 2/255 at eps 8/255 from a uniform start. They pick the epoch that is best
-under PGD-20 on test images; here it is the best on validation images. Inputs are normalised in their loader; here that is the
-network's business, if it is wanted. The survey's files could not be looked into, so whether its odd figures (CIFAR-10, ResNet-18)
-come from that normalisation is unknown.
+epochs on, momentum 0.9, weight decay 5e-4 on the scores, batch 256; 7 steps of 2/255 at eps 8/255 from a uniform start. They pick the
+epoch that is best under PGD-20 on test images, every third of them; here it is the best of all under PGD-10 on validation images.
+Inputs are normalised in their loader; here that is the network's business, if it is wanted. Whether the survey's odd figures
+(CIFAR-10, ResNet-18) come from that normalisation is unknown.
 """
 
 from __future__ import annotations
