@@ -341,12 +341,13 @@ PRESETS: dict[str, Preset] = {
         digits={"cut": 5, "weight_decay": 1e-3},
         constants={"cut": "the epoch, counted from 1, before which the network is pruned (code)"},
         plan=(
-            "Train a network whose weights are products of two factors for {epochs} ({training_step}), with weight decay on both. Before epoch "
-            "{cut} remove the smallest {share} of the {unit}, over the whole network; then go on.",
+            "Train a network whose weights are products of two factors for {epochs} ({training_step}), with weight decay on both. Before "
+            "epoch {cut} remove the smallest {share} of the {unit}, over the whole network; then go on.",
         ),
         differs=(
             "The survey's 'channels' are output filters, and only those of convolutions.",
-            "The survey's data say PGD-AT; the code also offers TRADES, with which the paper's experiments are said to be made: training_step='trades'.",
+            "The survey's data say PGD-AT; the code also offers TRADES, with which the paper's experiments are said "
+            "to be made: training_step='trades'.",
             "The code keeps the epoch that is best on test images; here it is the last.",
         ),
     ),
@@ -369,9 +370,9 @@ PRESETS: dict[str, Preset] = {
         },
         schedule="iterative",
         plan=(
-            "Train a random sparse network for {epochs} ({training_step}). Every {interval} steps remove the smallest weights of each layer, "
-            "half of them at first and hardly any at last, and grow as many where the loss has the largest gradient. {share} are missing. "
-            "Keep the epoch that withstands an attack on validation images best.",
+            "Train a random sparse network for {epochs} ({training_step}). Every {interval} steps remove the smallest weights of each "
+            "layer, half of them at first and hardly any at last, and grow as many where the loss has the largest gradient. {share} are "
+            "missing. Keep the epoch that withstands an attack on validation images best.",
         ),
         differs=(
             "'Global' is how many weights each layer gets; which go and which grow is decided within a layer.",
@@ -402,8 +403,8 @@ PRESETS["flyingbird+"] = Preset(
         },
         "plan": (
             *PRESETS["flyingbird"].plan,
-            "From half-way on remove more while the gap between robust accuracy in training and in validation grows, and grow a little more "
-            "while the validation loss does.",
+            "From half-way on remove more while the gap between robust accuracy in training and in validation grows, and grow a little "
+            "more while the validation loss does.",
         ),
         "differs": (
             *PRESETS["flyingbird"].differs,

@@ -309,11 +309,11 @@ def test_rho_grows_at_every_update_of_the_dual_up_to_its_cap(method, told):
 
 @pytest.mark.check("radmm", 4)
 def test_the_rate_falls_seven_seven_and_six_epochs_in_a_period_of_twenty(tmp_path):
-    b = replace(SMALL, epochs=1, search_epochs=22, finetune_epochs=8, dual_period=20, images=32, batch=32, attack_steps=1)
+    b = replace(SMALL, epochs=1, search_epochs=22, finetune_epochs=10, dual_period=20, images=32, batch=32, attack_steps=1)
     t = follow(runner("radmm", tmp_path, budget=b, search_lr=0.01))
     assert t.rates["pruning"] == pytest.approx([1e-2] * 7 + [1e-3] * 7 + [1e-4] * 6 + [1e-2] * 2)
     peak = b.finetune_lr
-    assert t.rates["finetuning"] == pytest.approx([peak] * 4 + [peak / 10] * 2 + [peak / 100] * 2)  # from 3.2 and 6 epochs on
+    assert t.rates["finetuning"] == pytest.approx([peak] * 4 + [peak / 10] * 4 + [peak / 100] * 2)  # from 4 and 7.5 on
 
 
 def test_as_released_pwoa_s_rate_is_one_batch_late(told):
@@ -398,6 +398,23 @@ def test_while_fine_tuning_zeros_stay_zero_without_momentum_and_everything_else_
         if n in t.masks:
             assert torch.equal(w == 0, ~t.masks[n])
     assert (t.ends["finetuning"]["linear.weight"] != 0).all()
+
+
+def test_a_stage_of_radmm_ends_with_its_best_epoch_but_admm_and_all_of_pwoa_with_the_last(tmp_path):
+    b = replace(SMALL, epochs=6, search_epochs=4, finetune_epochs=5, lr=0.3, finetune_lr=0.3, check=100)
+    for method in BOTH:
+        t = follow(runner(method, tmp_path, budget=b))
+        early = 0
+        for stage, seen in t.snapshots.items():
+            nets = [s["net"] for s in seen]
+            end = len(seen) - 1
+            if method == "radmm" and stage != "pruning":
+                found = [s["metrics"]["val_clean"] + s["metrics"]["val_pgd"] for s in seen]
+                end = max(range(len(found)), key=lambda i: (found[i], i))
+                early += end < len(seen) - 1
+            masks = t.masks if stage == "pruning" else {}  # the cut comes after the last epoch of ADMM
+            assert all(torch.equal(w * masks.get(n, torch.tensor(1)), t.ends[stage][n]) for n, w in nets[end].items())
+        assert early or method == "pwoa"
 
 
 def kept_of(net, names, p):

@@ -228,8 +228,8 @@ def stages(run: Runner):
         schedule = milestones(b.finetune_lr, 0.5, 0.75)
         yield from run.fit_masked(s, masks, objective, epochs=b.finetune_epochs, lr=schedule, **best)
 
-    yield from run.stage("natural", train, method=r.method)
-    yield from run.stage("pretraining", pretrain, method=r.method, objective=r.pretraining)
+    yield from run.stage("natural", train, method=r.method, epochs=constants["natural_epochs"])
+    yield from run.stage("pretraining", pretrain, method=r.method, objective=r.pretraining, reach=constants["reach"])
     masks = yield from run.stage("pruning", prune)
     yield from run.stage("finetuning", finetune)
     return masks

@@ -141,7 +141,7 @@ def hidden_modules(net: nn.Module, sample: Tensor) -> list[nn.Module]:
     handles = [m.register_forward_hook(lambda m, *_: ran.append(m)) for m in net.modules() if isinstance(m, (nn.ReLU, *pools))]
     try:
         with torch.no_grad(), evaluating(net):
-            net(sample)
+            net(sample.to(next(net.parameters()).device))
     finally:
         for handle in handles:
             handle.remove()

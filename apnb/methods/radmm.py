@@ -92,7 +92,7 @@ def stages(run: Runner):
         lr = milestones(b.finetune_lr, 0.4, 0.75)
         yield from run.fit_masked(s, masks, loss(s, r.finetuning), epochs=b.finetune_epochs, lr=lr, **best)
 
-    yield from run.stage("pretraining", pretrain, method=r.method, objective=r.pretraining, check=b.check)
+    yield from run.stage("pretraining", pretrain, method=r.method, objective=r.pretraining)
     masks = yield from run.stage("pruning", prune)
     yield from run.stage("finetuning", finetune)
     return masks
