@@ -27,7 +27,7 @@ Masks = dict[str, Tensor]
 def in_scope(layers: Sequence[Layer], structure: str) -> tuple[Layer, ...]:
     """The layers that a structure can remove units from, in execution order.
 
-    weights: every conv and linear. filters: all but the last linear layer, whose outputs are the classes. channels: all but the
+    weights: every conv and linear. filters: all but the last layer, whose outputs are the classes. channels: all but the
     first layer, whose inputs are the image. kernels: convolutions.
 
     Raises:
@@ -36,7 +36,7 @@ def in_scope(layers: Sequence[Layer], structure: str) -> tuple[Layer, ...]:
     if structure == "weights":
         chosen = tuple(layers)
     elif structure == "filters":
-        chosen = tuple(layer for layer in layers if not (layer.last and layer.kind == "linear"))
+        chosen = tuple(layer for layer in layers if not layer.last)
     elif structure == "channels":
         chosen = tuple(layer for layer in layers if not layer.first)
         grouped = [layer.name for layer in chosen if layer.groups > 1]

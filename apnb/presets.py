@@ -30,6 +30,7 @@ class Preset:
         constants: the method's own numbers -> what they are and where they are from.
         every: numbers of all budgets. paper, standard, quick, tiny: of one budget; digits: of quick on small images (up to 1024 values).
             quick and its kin depart from the paper's constants only where the method's sheet of miniature settings allows it.
+        positive, shares: constants that must be more than 0, or less than 1. limits: constant -> the number of the budget it is cut to.
         schedule: the word of a recipe where the survey leaves it open.
         plan: what happens, one sentence a stage, with numbers in braces.
         differs: where the survey's words, the paper and the code disagree, and what is done here.
@@ -48,6 +49,9 @@ class Preset:
     digits: Mapping[str, Any] = field(default_factory=dict)
     tiny: Mapping[str, Any] = field(default_factory=dict)
     constants: Mapping[str, str] = field(default_factory=dict)
+    positive: tuple[str, ...] = ()
+    shares: tuple[str, ...] = ()
+    limits: Mapping[str, str] = field(default_factory=dict)
     schedule: str = "one_shot"
     plan: tuple[str, ...]
     differs: tuple[str, ...] = ()
@@ -56,7 +60,7 @@ class Preset:
     def numbers(self, name: str, pixels: int) -> dict[str, Any]:
         """What differs from the general budget ``name`` for images of ``pixels`` values, the method's constants among it.
 
-        ``tiny`` (and a budget of the user's own) takes the constants of ``quick``, but no lengths.
+        ``tiny`` and budgets with names of their own start from ``quick`` (and ``digits``), without epochs and batch of it.
         """
         found = {**self.every, **{"paper": self.paper, "standard": self.standard}.get(name, self.quick)}
         if pixels <= 1024 and name not in ("paper", "standard"):
@@ -90,6 +94,7 @@ PRESETS: dict[str, Preset] = {
         standard={"dual_period": 2, "rho": 0.05, "search_lr": 0.02},
         quick={"search_epochs": 3, "dual_period": 1, "rho": 0.3, "search_lr": 0.05, "finetune_lr": 0.05},
         digits={"search_epochs": 12, "dual_period": 2},
+        tiny={"dual_period": 1},
         constants={"search_lr": "learning rate while ADMM runs, a tenth and a hundredth of it in the thirds of a period (code)"},
         plan=(
             _DENSE,
@@ -130,14 +135,15 @@ PRESETS: dict[str, Preset] = {
         every={"lr": 0.1, "finetune_lr": 0.01, "weight_decay": 5e-4, "gamma": 0.01, "alpha": 0.1, "start": 0.1},
         paper={"epochs": 100, "search_epochs": 20, "finetune_epochs": 100, "attack_steps": 10},
         standard={"gamma": 0.02},
-        quick={"gamma": 2.0, "finetune_lr": 0.05},
-        digits={"gamma": 0.15},
+        quick={"search_epochs": 3, "gamma": 2.0, "finetune_lr": 0.05},
+        digits={"search_epochs": 10, "gamma": 0.15},
         tiny={"gamma": 50.0},
         constants={
             "gamma": "growth, each epoch, of the weight of the size penalty until the budget is met (README)",
             "alpha": "a layer keeps at least alpha times the target share (code)",
             "start": "share that every layer keeps at first (code: uniform 0.1)",
         },
+        shares=("alpha",),
         plan=(
             _DENSE,
             "Learn for {search_epochs} ({pruning_step}) a score for every one of the {unit} and the share that each layer keeps, under a "
@@ -147,10 +153,10 @@ PRESETS: dict[str, Preset] = {
         ),
         differs=(
             "'Global' is the budget: within a layer the largest |scores| stay, and scores of different layers are never compared.",
-            "The size is measured on learned real shares, so the sparsity obtained is close to the one asked for, not exactly it.",
+            "The size is measured on learned real shares, so the sparsity obtained is near the one asked for, and often higher.",
         ),
-        released="further passes of the clean batch move the running statistics; with channels, the first scores are the code's, which mix "
-        "channels up",
+        released="every epoch counts once one has met the budget; further clean passes move the running statistics and the cosine is one "
+        "epoch late; with channels, the first scores are the code's, which mix channels up",
     ),
     "pwoa": Preset(
         survey="pwoa",
@@ -185,6 +191,7 @@ PRESETS: dict[str, Preset] = {
             "hsic_y": 1e-3,
         },
         digits={"search_epochs": 12, "dual_period": 2},
+        tiny={"dual_period": 1},
         constants={
             "search_lr": "learning rate while ADMM runs, a tenth and a hundredth of it in the thirds of a period (script)",
             "rho_cap": "rho does not grow beyond it (code)",
@@ -194,6 +201,7 @@ PRESETS: dict[str, Preset] = {
             "hsic_x": "weight of HSIC between hidden outputs and input while fine-tuning (script, CIFAR-10)",
             "hsic_y": "weight of HSIC between hidden outputs and label while fine-tuning (script, CIFAR-10)",
         },
+        positive=("temperature", "sigma"),
         plan=(
             _DENSE + " It is the teacher from now on, and no adversarial example is made any more.",
             "Train a copy for {search_epochs} to say what the teacher says of the images as they are, while ADMM pulls each convolution "
@@ -230,6 +238,8 @@ PRESETS: dict[str, Preset] = {
         standard={"natural_epochs": 20},
         quick={"natural_epochs": 1, "mask_steps": 5},
         digits={"natural_epochs": 5, "mask_steps": 10, "finetune_epochs": 40},
+        tiny={"natural_epochs": 1, "mask_steps": 3},
+        positive=("natural_epochs", "mask_steps", "mask_lr", "reach"),
         constants={
             "natural_epochs": "training on the images as they are before adversarial training (code)",
             "mask_steps": "Adam steps for the mask of a batch (code)",
@@ -246,7 +256,7 @@ PRESETS: dict[str, Preset] = {
             _TUNE,
         ),
         differs=(
-            "The survey says PGD-AT for fine-tuning; the code has MART's loss with weight 0.5, and so it is here.",
+            "The survey says PGD-AT for fine-tuning; the code has MART's loss with a small weight, which is the default here.",
             "'Global' means over all convolutions; each row of the classifier is pruned by itself, as in the code.",
             "'Least importance' is signed: the most negative estimates go first.",
             "Adversarial training and fine-tuning keep the epoch that withstands an attack on validation images best; the code asks test "
@@ -264,6 +274,7 @@ PRESETS: dict[str, Preset] = {
         standard={"warmup": 3},
         quick={"warmup": 1, "search_lr": 0.05},
         digits={"warmup": 4},
+        limits={"warmup": "epochs"},
         constants={
             "search_lr": "learning rate of the search, small on purpose (scripts)",
             "warmup": "epochs in which the ticket's learning rate rises (scripts)",
@@ -287,8 +298,9 @@ PRESETS: dict[str, Preset] = {
         stages={"pruning": "search_epochs"},
         every={"lr": 0.1, "weight_decay": 5e-4, "reach": 1.75},
         paper={"search_epochs": 160, "batch": 256, "attack_steps": 7},
-        quick={},
+        quick={"search_epochs": 4},
         digits={"search_epochs": 40},
+        positive=("reach",),
         constants={"reach": "the steps of the training attack together, in units of eps (code: 7 of 2/255 at 8/255)"},
         plan=(
             "Give every weight one of two values, by the sign it was drawn with. They never change.",
@@ -308,7 +320,9 @@ PRESETS: dict[str, Preset] = {
         stages={"pruning": "search_epochs", "training": "epochs"},
         every={"lr": 0.1, "weight_decay": 5e-4, "window": 5, "threshold": 0.08, "val_steps": 20},
         paper={"search_epochs": 200, "epochs": 200, "attack_steps": 10},
-        quick={},
+        quick={"search_epochs": 6},
+        digits={"search_epochs": 10},
+        positive=("window", "val_steps"),
         constants={
             "window": "masks that have to agree (code)",
             "threshold": "largest share of entries in which they may differ (code)",
@@ -339,6 +353,8 @@ PRESETS: dict[str, Preset] = {
         standard={"cut": 4},
         quick={"cut": 2},
         digits={"cut": 5, "weight_decay": 1e-3},
+        tiny={"cut": 2},
+        limits={"cut": "epochs"},
         constants={"cut": "the epoch, counted from 1, before which the network is pruned (code)"},
         plan=(
             "Train a network whose weights are products of two factors for {epochs} ({training_step}), with weight decay on both. Before "
@@ -362,6 +378,8 @@ PRESETS: dict[str, Preset] = {
         standard={"interval": 60, "interval_late": 80},
         quick={"interval": 3, "interval_late": 4},
         digits={"interval": 5, "interval_late": 7},
+        tiny={"interval": 1, "interval_late": 1},
+        positive=("interval", "interval_late"),
         constants={
             "interval": "steps from one rewiring to the next (code)",
             "interval_late": "the same in the second half of the epochs (code, README's command)",
@@ -371,8 +389,8 @@ PRESETS: dict[str, Preset] = {
         schedule="iterative",
         plan=(
             "Train a random sparse network for {epochs} ({training_step}). Every {interval} steps remove the smallest weights of each "
-            "layer, half of them at first and hardly any at last, and grow as many where the loss has the largest gradient. {share} are "
-            "missing. Keep the epoch that withstands an attack on validation images best.",
+            "layer, a share of {death} at first and {death_last} at last, and grow as many where the loss has the largest gradient. "
+            "{share} are missing. Keep the epoch that withstands an attack on validation images best.",
         ),
         differs=(
             "'Global' is how many weights each layer gets; which go and which grow is decided within a layer.",
@@ -385,14 +403,13 @@ PRESETS["flyingbird+"] = Preset(
     **{
         **{
             f: getattr(PRESETS["flyingbird"], f)
-            for f in ("survey", "units", "objectives", "stages", "paper", "schedule", "released")
+            for f in ("survey", "units", "objectives", "stages", "paper", "standard", "quick", "digits", "schedule", "released")
         },
         "name": "Flying Bird+",
         "every": PRESETS["flyingbird"].every
         | {"begin": 0.5, "window": 4, "agreement": 0.5, "more_death": 0.4, "more_growth": 0.05},
-        "standard": PRESETS["flyingbird"].standard,
-        "quick": PRESETS["flyingbird"].quick,
-        "digits": PRESETS["flyingbird"].digits,
+        "tiny": PRESETS["flyingbird"].tiny | {"window": 1, "begin": 0.0},
+        "positive": (*PRESETS["flyingbird"].positive, "window"),
         "constants": PRESETS["flyingbird"].constants
         | {
             "begin": "share of the epochs after which the size may change (code: 100 of 200)",

@@ -65,7 +65,7 @@ class Budget:
     """How much work a recipe may cost, and the numbers that go with it.
 
     Attributes:
-        name: for people.
+        name: for people; a surveyed method takes its own constants by it (those of quick for any other name).
         epochs: pretraining, or the one training of ``before`` and ``during``.
         search_epochs: training while a mask is searched; finetune_epochs: after the cut. Both in all, shared by the rounds.
         batch: images in a training batch. images: training images used, None for all.
@@ -222,6 +222,10 @@ class Recipe:
             put("budget", choose(self.budget, BUDGETS, "budget"))
         if self.method is not None:
             put("method", choose(self.method, PRESETS, "method that runs"))
+            if objective is not None:
+                raise Invalid(
+                    f"{self.preset.name} has objectives of its own; give {' or '.join(self.preset.objectives)} instead of objective"
+                )
             for name, value in self._of_method().items():
                 put(name, value)
             return
@@ -256,7 +260,9 @@ class Recipe:
             )
         if self.variant or self.ramp or self.rewind:
             raise Invalid(f"variant, ramp and rewind are options of a plain cell; {name} has its own way, leave them out")
-        if self.as_released not in (True, False) or (self.as_released and not preset.released):
+        if not isinstance(self.as_released, bool):
+            raise Invalid(f"as_released must be True or False, got {self.as_released!r}")
+        if self.as_released and not preset.released:
             raise Invalid(f"{name} has no released variant: its code does what is done here; leave as_released out")
         chosen: dict[str, Any] = {"variant": None, "ramp": None, "rewind": False}
         for stage in ("pretraining", "pruning_step", "finetuning", "training_step"):
@@ -269,13 +275,17 @@ class Recipe:
         return chosen
 
     def _chosen_constants(self, preset: Preset) -> tuple[tuple[str, float], ...]:
-        given = dict(self.constants)
+        given = _mapping(self.constants)
         for name, value in given.items():
             if name not in preset.constants:
                 known = ", ".join(preset.constants) or "none"
                 raise Invalid(f"{preset.name} has no constant {name!r}; its constants are: {known}")
             if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < math.inf:
                 raise Invalid(f"{preset.name}: {name} must be a number of at least 0, got {value!r}")
+            if name in preset.positive and value == 0:
+                raise Invalid(f"{preset.name}: {name} must be more than 0")
+            if name in preset.shares and value >= 1:
+                raise Invalid(f"{preset.name}: {name} is a share and must be less than 1, got {value!r}")
             whole = isinstance(preset.every[name], int)
             if whole and value != int(value):
                 raise Invalid(f"{preset.name}: {name} must be a whole number, got {value!r}")
@@ -294,7 +304,11 @@ class Recipe:
         if self.preset is None:
             return {}
         own = self.preset.numbers(self.budget.name if isinstance(self.budget, Budget) else self.budget, pixels)
-        return {k: v for k, v in own.items() if k in self.preset.constants} | dict(self.constants)
+        found = {k: v for k, v in own.items() if k in self.preset.constants}
+        b = self.numbers(pixels)
+        return {k: min(v, getattr(b, self.preset.limits[k])) if k in self.preset.limits else v for k, v in found.items()} | dict(
+            self.constants
+        )
 
     @property
     def units(self) -> str:
@@ -604,12 +618,13 @@ def check_sparsity(value: object) -> float:
 
 
 def recipe(name: str, **options: Any) -> Recipe:
-    """A surveyed method by name, with the survey's stages and the paper's constants.
+    """A surveyed method by name, with the survey's stages; ``budget="paper"`` has the paper's numbers, the others smaller ones.
 
     Args:
         name: radmm, hydra, harp, pwoa, mad, li20, rst, robustbird, twinrep, flyingbird, flyingbird+; spelling as in the taxonomy.
         options: sparsity, structure, objectives of stages, budget, seed and as_released as for `Recipe`, and the method's own
-            constants by name, such as ``gamma=0.1``.
+            constants by name, such as ``gamma=0.1``. A budget by name has the method's own rates and lengths; a `Budget` is taken
+            as it is, so start from ``dataclasses.replace(recipe.numbers(pixels), epochs=...)``.
 
     Raises:
         Invalid: an unknown method (the nearest names are offered), one that has no preset: the sentence then names the cell it
@@ -621,13 +636,16 @@ def recipe(name: str, **options: Any) -> Recipe:
     if key in PRESETS:
         preset = PRESETS[key]
         own = {k: options.pop(k) for k in [*options] if k in preset.constants}
-        known = [f for f in _FIELD_DEFAULTS if f not in ("pipeline", "schedule", "locality", "criterion", "method", "constants")]
+        known = [
+            "objective",
+            *(f for f in _FIELD_DEFAULTS if f not in ("pipeline", "schedule", "locality", "criterion", "method", "constants")),
+        ]
         for given in options:
             if given in Cell._fields and given not in known:
                 raise Invalid(f"{preset.name} decides its {given} itself ({_method_cell(preset)[given]}); leave {given} out")
             if given not in known and given != "constants":
                 raise Invalid(f"{preset.name} takes no {given!r}; did you mean {nearest(given, [*known, *preset.constants])}?")
-        own |= dict(options.pop("constants", ()))
+        own |= _mapping(options.pop("constants", ()))
         options.setdefault("structure", next(iter(preset.units)))
         return Recipe(method=key, constants=own, **_method_cell(preset), **options)
     method = taxonomy.method(name)
@@ -641,6 +659,14 @@ def recipe(name: str, **options: Any) -> Recipe:
     raise Invalid(
         f"{method.name} has no preset; its cell of the taxonomy runs as apnb.Recipe({', '.join(words)}, sparsity={sparsity})"
     )
+
+
+def _mapping(given: Any) -> dict[str, float]:
+    """The constants given, as name -> number, or pairs of these."""
+    try:
+        return dict(given)
+    except (TypeError, ValueError):
+        raise Invalid(f"constants are numbers by name, such as {{'gamma': 0.1}}; got {given!r}") from None
 
 
 def read_constants(text: str | None) -> dict[str, float]:

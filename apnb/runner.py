@@ -92,7 +92,7 @@ class Runner:
             "seed": recipe.seed,
             "budget": self.budget.training() | ({"check": self.budget.check} if recipe.method else {}),
         }
-        self.key = digest([identity, recipe.to_dict() | {"budget": dataclasses.asdict(self.budget)}, *self._own_numbers()])
+        self.key = digest([identity, recipe.to_dict() | {"budget": dataclasses.asdict(self.budget), **self._own_numbers()}])
         self._given = {"data": _spelled(data), "eps": eps}
         self._stage_key = digest(identity)
         self.rows: list[dict] = []
@@ -102,9 +102,9 @@ class Runner:
         wide = self.precision == "bf16" or self.device.type == "cuda"
         self.net.to(self.device, memory_format=torch.channels_last if wide else torch.preserve_format)
 
-    def _own_numbers(self) -> list[dict]:
-        """The constants of a method; nothing for a plain cell, whose names in the store know nothing of them."""
-        return [self.constants] if self.recipe.method else []
+    def _own_numbers(self) -> dict:
+        """All constants of a method, given or not; nothing for a plain cell, whose names in the store know nothing of them."""
+        return {"constants": self.constants} if self.recipe.method else {}
 
     def _check_images(self) -> tuple[Tensor, Tensor] | None:
         """Validation images on which a run measures itself, drawn from all classes; None if the budget wants none."""
@@ -259,7 +259,7 @@ class Runner:
             [
                 self._stage_key,
                 name,
-                *([uses] if uses else [{k: v for k, v in self.recipe.to_dict().items() if k != "budget"}, *self._own_numbers()]),
+                uses or {k: v for k, v in self.recipe.to_dict().items() if k != "budget"} | self._own_numbers(),
             ]
         )
         stored = self.store.stage(key, self.device)

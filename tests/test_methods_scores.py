@@ -577,12 +577,64 @@ def test_the_released_cosine_is_one_epoch_late():
     assert abs(rates[-1] - 0.0024) < 1e-4
 
 
-@pytest.mark.parametrize(("released", "passes"), [(False, 2), (True, 4)])
-def test_as_released_two_further_passes_move_the_statistics_in_each_step(released, passes, tmp_path):
-    run = runner("hydra", tmp_path, as_released=released)
-    _, states = carried_out(run)
+@pytest.mark.parametrize(("released", "passes", "rates"), [(False, 2, [0.1, 0.05]), (True, 4, [0.05, 0.1])])
+@pytest.mark.parametrize("method", ["hydra", "harp"])
+def test_as_released_two_further_passes_move_the_statistics_in_each_step_at_the_released_rates(
+    method, released, passes, rates, tmp_path
+):
+    own = {"gamma": 50.0} if method == "harp" else {}
+    run = runner(method, tmp_path, as_released=released, sparsity=0.5, **own)
+    told = [
+        e.metrics["lr"] for e in methods.stages(run) if e.kind == "batch" and e.stage in ("pretraining", "pruning") and e.step % 2
+    ]
+    assert told == pytest.approx(rates * 2)
+    state = {stage: int(s["bn1.num_batches_tracked"]) for stage, s in carried_out(runner(method, tmp_path / "anew", as_released=released,
+                                                                                      sparsity=0.5, **own))[1].items()}  # fmt: skip
     steps = 2 * 2  # epochs times batches
-    assert int(states["pretraining"]["bn1.num_batches_tracked"]) == passes * steps
+    assert state["pretraining"] == passes * steps
+    if method == "hydra":
+        assert state == {"pretraining": passes * steps, "pruning": 2 * passes * steps, "finetuning": 3 * passes * steps}
+
+
+def test_as_released_harp_mixes_channels_and_takes_any_epoch_after_the_first_within_the_budget(tmp_path):
+    found = []
+    for released in (False, True):
+        run = runner("harp", tmp_path / str(released), structure="channels", sparsity=0.5, gamma=50.0, as_released=released)
+        for event in methods.stages(run):
+            if event.kind == "epoch" and event.stage == "pruning":
+                found.append(event.snapshot()["mechanism"]["scores"]["conv3.weight"])
+                break
+    assert not torch.equal(*found)
+
+
+def test_a_network_without_channels_to_remove_is_refused_before_any_training(tmp_path):
+    class Single(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(64, 10)
+
+        def forward(self, x):
+            return self.linear(x.flatten(1))
+
+    with pytest.raises(apnb.Invalid, match="no layer with channels"):
+        next(methods.stages(runner("harp", tmp_path, network=Single(), structure="channels", sparsity=0.5)))
+
+
+def test_parameters_that_are_no_weights_and_no_norms_stay_as_drawn_in_a_scratch_ticket(tmp_path):
+    class Scaled(Net):
+        def __init__(self):
+            super().__init__()
+            self.prelu = nn.PReLU()
+            self.scale = nn.Parameter(torch.full((3,), 0.7))
+
+        def forward(self, x):
+            return self.scale * self.prelu(super().forward(x))
+
+    run = runner("rst", tmp_path, network=Scaled(), data=images_of_the_small_network(), sparsity=0.5)
+    carried_out(run)
+    assert torch.equal(run.net.scale, torch.full((3,), 0.7))
+    assert torch.equal(run.net.prelu.weight, torch.tensor([0.25]))
+    assert run.net(torch.rand(4, 1, 4, 4)).abs().sum() > 0
 
 
 # ------------------------------------------------------------------------------------------------------------------- resuming

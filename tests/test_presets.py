@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -117,6 +118,14 @@ def test_constants_can_be_given_and_enter_the_label_the_code_and_the_key(tmp_pat
         ({"name": "hydra", "rewind": True}, "variant, ramp and rewind are options of a plain cell"),
         ({"name": "hydra", "sparsity": 0}, "HYDRA has nothing to do at sparsity 0"),
         ({"name": "hydra", "sparsity": 90}, r"did you mean 0\.9\?"),
+        ({"name": "harp", "alpha": 1.0}, "alpha is a share and must be less than 1, got 1.0"),
+        ({"name": "pwoa", "sigma": 0}, "PwoA: sigma must be more than 0"),
+        ({"name": "robustbird", "val_steps": 0}, "Robust Bird: val_steps must be more than 0"),
+        ({"name": "harp", "as_released": "yes"}, "as_released must be True or False, got 'yes'"),
+        ({"name": "harp", "objective": "natural"}, "give pretraining or pruning_step or finetuning instead of objective"),
+        ({"name": "harp", "constants": None}, "constants are numbers by name"),
+        ({"name": "harp", "constants": "gamma=1"}, "constants are numbers by name"),
+        ({"name": "harp", "constants": [1]}, "constants are numbers by name"),
         ({"name": "hydra+"}, "no method 'hydra\\+'"),
         ({"name": "hydro"}, "did you mean 'HYDRA'"),
     ],
@@ -200,7 +209,12 @@ def test_a_run_stopped_after_any_stage_or_epoch_ends_as_one_that_was_not(key, tm
     budget = Budget(
         name="tiny", epochs=2, search_epochs=2, finetune_epochs=2, batch=64, images=128, attack_steps=1, check=32, dual_period=1
     )
-    recipe = apnb.recipe(key, sparsity=0.8, budget=budget, **({"gamma": 50.0} if key == "harp" else {}))
+    constants = {
+        "harp": {"gamma": 50.0}, "mad": {"natural_epochs": 2, "mask_steps": 2}, "li20": {"warmup": 1}, "twinrep": {"cut": 2},
+        "robustbird": {"window": 1}, "flyingbird": {"interval": 1, "interval_late": 1},
+        "flyingbird+": {"interval": 1, "interval_late": 1, "window": 1, "begin": 0},
+    }  # fmt: skip
+    recipe = apnb.recipe(key, sparsity=0.8, budget=budget, **constants.get(key, {}))
     options = {"evaluate": False, "device": "cpu", "snapshot_every": 0.0}
     whole = apnb.run(recipe, store=tmp_path / "whole", **options)
 
@@ -229,6 +243,57 @@ def test_as_released_runs_and_differs(key, tmp_path):
     extra = {"gamma": 50.0} if key == "harp" else {}
     told = [apnb.run(apnb.recipe(key, sparsity=0.8, budget=budget, as_released=r, **extra), **options) for r in (False, True)]
     assert not same(told[0].model.state_dict(), told[1].model.state_dict())
+
+
+def stages_of(recipe, store):
+    return {
+        e.stage: e.kind
+        for e in apnb.stream(recipe, store=store, evaluate=False, device="cpu")
+        if e.kind in ("finished", "restored")
+    }
+
+
+@pytest.mark.parametrize(
+    ("key", "constants", "shared"),
+    [
+        ("mad", {"natural_epochs": 2}, ()),
+        ("mad", {"reach": 1.0}, ("natural",)),
+        ("mad", {"mask_steps": 2}, ("natural", "pretraining")),
+        ("harp", {"gamma": 60.0}, ("pretraining",)),
+        ("pwoa", {"hsic_y": 2e-3}, ("pretraining",)),
+    ],
+)
+def test_a_stage_is_computed_again_if_a_constant_it_depends_on_is_another(key, constants, shared, tmp_path):
+    stages_of(apnb.recipe(key, sparsity=0.8, budget="tiny"), tmp_path)
+    told = stages_of(apnb.recipe(key, sparsity=0.8, budget="tiny", **constants), tmp_path)
+    assert {stage for stage, kind in told.items() if kind == "restored"} == set(shared)
+
+
+def test_a_constant_given_at_its_own_value_computes_nothing_anew(tmp_path):
+    runs = [
+        apnb.run(apnb.recipe("rst", budget="tiny", **c), store=tmp_path, evaluate=False, device="cpu")
+        for c in ({}, {"reach": 1.75})
+    ]
+    assert runs[0].key == runs[1].key
+
+
+@pytest.mark.parametrize(("key", "structure"), VARIANTS)
+def test_every_method_runs_on_colour_images_at_the_quick_numbers(key, structure, tmp_path):
+    g = torch.Generator().manual_seed(0)
+    data = (torch.rand(200, 3, 32, 32, generator=g).numpy(), (torch.arange(200) % 10).numpy())
+    recipe = apnb.recipe(key, structure=structure, sparsity=0.9 if structure == "weights" else 0.5)
+    small = dataclasses.replace(recipe.numbers(3072), batch=16, images=160, check=16, attack_steps=1)
+    run = apnb.run(
+        dataclasses.replace(recipe, budget=small), network="cnn", data=data, store=tmp_path, evaluate=False, device="cpu"
+    )
+    assert run.sparsity.units > 0.4
+
+
+def test_a_method_s_own_numbers_can_be_changed_one_by_one():
+    recipe = apnb.recipe("pwoa", budget="standard")
+    changed = dataclasses.replace(recipe, budget=dataclasses.replace(recipe.numbers(3072), epochs=3))
+    assert changed.numbers(3072) == dataclasses.replace(recipe.numbers(3072), epochs=3)
+    assert changed.settings(3072) == recipe.settings(3072)
 
 
 def test_runs_of_a_method_that_differ_in_sparsity_share_the_dense_network(tmp_path):

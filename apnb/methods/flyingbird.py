@@ -200,8 +200,6 @@ def stages(run: Runner):
     """One stage: train and rewire; returns the masks of the best epoch."""
     r, b, c = run.recipe, run.budget, run.constants
     plus = r.method.endswith("+")
-    if min(c["interval"], c["interval_late"]) < 1:
-        raise Invalid(f"{r.preset.name} rewires every 'interval' and 'interval_late' steps; both must be at least 1")
     if plus and run.check is None:
         raise Invalid(
             "Flying Bird+ decides by validation images and there are none; take a budget with check above 0, or flyingbird"

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from apnb.masks import Masks, Target
+from apnb.masks import Masks, Target, percentile_counts
 from apnb.mechanisms import FixedMasks, Params, Progress
 from apnb.networks import VGG, norms_behind
 from apnb.training import bake_, milestones
@@ -75,16 +75,11 @@ def relative(params: Params, target: Target) -> Params:
     return {n: a / a.mean() for n, a in size.items()}
 
 
-def dropped(total: int, sparsity: float) -> int:
-    """How many of ``total`` numbers lie at or below their percentile, interpolated linearly between neighbours, without ties."""
-    percent = round(100 * sparsity, 10)  # as the authors give it: exact for 29 %, which 0.29 in binary is not
-    return math.floor((total - 1) * percent / 100) + 1
-
-
 def target(run: Runner) -> Target:
     """One threshold for the network."""
     plain = run.target(run.recipe.sparsity)
-    return replace(plain, counts=dropped(sum(plain.sizes().values()), plain.sparsity), spare=False)
+    (drop,) = percentile_counts({"": sum(plain.sizes().values())}, plain.sparsity, at=True).values()
+    return replace(plain, counts=drop, spare=False)
 
 
 def with_norms(net: nn.Module, masks: Masks) -> Masks:

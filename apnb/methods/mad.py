@@ -47,7 +47,6 @@ from torch.optim import Adam, Optimizer
 
 from apnb.attacks.pgd import ascend, uniform_start
 from apnb.copies import full_precision
-from apnb.errors import Invalid
 from apnb.events import Batch, Event
 from apnb.masks import Masks, select
 from apnb.mechanisms import FixedMasks, Group, Mechanism, Model, Params, Progress, through
@@ -200,12 +199,6 @@ def cut(scores: Params, layers: tuple[Layer, ...], sparsity: float) -> Masks:
 def stages(run: Runner):
     """Train naturally, then adversarially; find the saliency and cut; fine-tune."""
     r, b, constants = run.recipe, run.budget, run.constants
-    for name in ("mask_steps", "mask_lr"):
-        if not constants[name]:
-            raise Invalid(
-                f"MAD ranks weights by what its masks take away, and {name}={constants[name]} takes nothing; give it more than 0"
-            )
-
     best = {"watch": run.validate_attacked, "select": "val_pgd"}
 
     def train(s: Stage):

@@ -12,7 +12,8 @@ Cell: before training, one-shot, weights, local, LIS; PGD-AT for the search, no 
    uniform on :math:`\pm 1/\sqrt{\mathrm{fan\_in}}`. Every convolution and linear layer takes part, the first and the last too.
 
 Scores are all that learns: norms have no scale and shift in the code and the classifier no bias, so they are set to 1 and 0 here and
-frozen; running statistics move, in the attack's passes too, which run in training mode (code).
+frozen; whatever else a network has stays as it was drawn. Running statistics move, in the attack's passes too, which run in training
+mode (code).
 
 Constants (configuration files of the authors): 160 epochs, SGD 0.1, a tenth of it from half and again from three quarters of the
 epochs on, momentum 0.9, weight decay 5e-4 on the scores, batch 256; 7 steps of 2/255 at eps 8/255 from a uniform start. They pick the
@@ -38,12 +39,13 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def sign_constants_(params: Params, names: tuple[str, ...], norms: tuple[str, ...]) -> None:
-    """The weights in ``names`` to +-sqrt(2 / fan_in) by their sign, the scales among ``norms`` to 1, every other parameter to 0."""
-    for n, p in params.items():
-        if n in names:
-            p.copy_(torch.where(p < 0, -1.0, 1.0) * (2 / p[0].numel()) ** 0.5)
-        else:
-            p.fill_(1.0 if n in norms and n.endswith("weight") else 0.0)
+    """The weights in ``names`` to +-sqrt(2 / fan_in) by their sign and their biases to 0, ``norms`` to 1 and 0; the rest stays."""
+    for n in names:
+        params[n].copy_(torch.where(params[n] < 0, -1.0, 1.0) * (2 / params[n][0].numel()) ** 0.5)
+        if (bias := n.removesuffix("weight") + "bias") in params:
+            params[bias].zero_()
+    for n in norms:
+        params[n].fill_(1.0 if n.endswith("weight") else 0.0)
 
 
 def first_scores(params: Params, names: tuple[str, ...], generator: torch.Generator) -> Params:
