@@ -73,6 +73,15 @@ def test_a_sweep_file_means_all_combinations(tmp_path):
     assert sweeps.read_sweep(other)["recipes"] == read["recipes"]
 
 
+def test_a_file_may_name_surveyed_methods(tmp_path):
+    file = tmp_path / "methods.toml"
+    file.write_text(
+        '[[recipes]]\nmethod = "harp"\nsparsity = [0.5, 0.9]\nconstants = {gamma = 0.1}\n[[recipes]]\nmethod = "flyingbird+"\n'
+    )
+    recipes = sweeps.read_sweep(file)["recipes"]
+    assert recipes == [*(apnb.recipe("harp", sparsity=s, gamma=0.1) for s in (0.5, 0.9)), apnb.recipe("flyingbird+")]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -80,6 +89,8 @@ def test_a_sweep_file_means_all_combinations(tmp_path):
         ("recipes = []", "lists no recipes"),
         ("[[recipes]]\nsparsity = 0.5", "recipe 1: a recipe needs a pipeline"),
         ("[[recipes]]\npipeline = 'after'\nsparsity = 90", "did you mean 0.9"),
+        ("[[recipes]]\nmethod = 'harp'\nconstants = 'gamma=1'", "recipe 1: constants are numbers by name"),
+        ("[[recipes]]\nmethod = 'dnr'", "its cell of the taxonomy runs as"),
         ("[[recipes]]\npipeline = 'after'\nlocalitty = 'local'", "did you mean 'locality'"),
         ("attack = 'lite'\n[[recipes]]\npipeline = 'after'", "did you mean 'attacks'"),
         ("n = 'many'\n[[recipes]]\npipeline = 'after'", "n: "),
