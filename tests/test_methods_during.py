@@ -1129,7 +1129,7 @@ def test_a_stopped_run_tells_in_the_end_what_one_that_was_not_tells(method, tmp_
     assert sum(row["kind"] == "pruned" for row in whole.rows) >= (1 if method == "twinrep" else 5)
 
 
-@pytest.mark.parametrize("other", [{"check": 16}, {"interval": 5}, {"as_released": True}, {"sparsity": 0.7}])
+@pytest.mark.parametrize("other", [{"check": 16}, {"interval": 7}, {"as_released": True}, {"sparsity": 0.7}])
 def test_runs_share_a_stage_only_if_they_agree_in_all_that_decides_it(other, tmp_path):
     """Also in the validation images, on which the best epoch is chosen."""
     budget = dataclasses.replace(SMALL, epochs=1)
