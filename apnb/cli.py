@@ -330,7 +330,7 @@ def methods(
     check: Annotated[Path | None, "Check a taxonomy entry that you wrote (JSON) instead."] = None,
     json_: JSON = False,
 ) -> int:
-    """The surveyed methods, where they stand in the taxonomy, and which of them run as published ('apnb run --method')."""
+    """The surveyed methods, where they stand in the taxonomy, and which of them run as methods ('apnb run --method')."""
     from apnb import taxonomy
     from apnb.presets import PRESETS
 

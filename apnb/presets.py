@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 LOSSES = ("natural", "fgsm", "fast_at", "pgd_at", "trades", "mart")
+"""Objectives that need no teacher; the first is the only one without an attack."""
 
 
 def _any(default: str) -> tuple[str, ...]:
@@ -147,8 +148,8 @@ PRESETS: dict[str, Preset] = {
         plan=(
             _DENSE,
             "Learn for {search_epochs} ({pruning_step}) a score for every one of the {unit} and the share that each layer keeps, under a "
-            "penalty that grows until the network as a whole is small enough; no weight changes. Keep what the best epoch within the "
-            "budget keeps.",
+            "penalty that grows until the whole is no larger than with {kept} of the {unit}; no weight changes. Keep what the best epoch "
+            "within the budget keeps.",
             _TUNE,
         ),
         differs=(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import InitVar, dataclass
 from numbers import Real
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 
 from apnb import taxonomy
 from apnb.errors import Invalid, choose, nearest
-from apnb.presets import PRESETS, Preset
+from apnb.presets import LOSSES, PRESETS, Preset
 
 PIPELINES = ("after", "before", "during")
 SCHEDULES = ("one_shot", "iterative")
@@ -24,8 +25,8 @@ LOCALITIES = ("local", "global")
 CRITERIA = ("lwm", "relwm", "solwm", "lis", "hgm", "bcs")
 CONTROL = "random"
 RAMPS = ("linear", "cubic")
-TRAINABLE = ("natural", "fgsm", "fast_at", "pgd_at", "trades", "mart", "kd")
-ADVERSARIAL = ("fgsm", "fast_at", "pgd_at", "trades", "mart")
+TRAINABLE = (*LOSSES, "kd")
+ADVERSARIAL = LOSSES[1:]
 VARIANTS = {"relwm": ("l1", "group_lasso"), "lis": ("learned", "saliency")}
 STAGES = {
     "after": ("pretraining", "pruning_step", "finetuning"),
@@ -630,9 +631,11 @@ def recipe(name: str, **options: Any) -> Recipe:
         Invalid: an unknown method (the nearest names are offered), one that has no preset: the sentence then names the cell it
             belongs to, which can be run; or options that the method does not take.
     """
-    key = "flyingbird+" if str(name).strip().endswith("+") else taxonomy.method(name).key
-    if key == "flyingbird+" and taxonomy.method(name).key != "flyingbird":
-        raise Invalid(f"no method {name!r}; did you mean 'flyingbird+'?")
+    key = re.sub(r"[^a-z0-9+]", "", str(name).lower())
+    if key not in PRESETS:
+        if "+" in key:  # the taxonomy does not see a plus, and takes one method for another
+            raise Invalid(f"no method {str(name)!r}; did you mean {nearest(key, PRESETS)}?")
+        key = taxonomy.method(name).key
     if key in PRESETS:
         preset = PRESETS[key]
         own = {k: options.pop(k) for k in [*options] if k in preset.constants}

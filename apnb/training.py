@@ -43,16 +43,16 @@ def one_cycle(peak: float, warm: float = 0.2) -> Schedule:
     return lr
 
 
-def milestones(peak: float, *shares: float, factor: float = 0.1, warm: int = 0, floor: float = 0.0) -> Schedule:
-    """``peak``, times ``factor`` from epoch ceil(share * epochs) on for each of ``shares``, the same throughout an epoch.
+def milestones(peak: float, *shares: float, warm: int = 0) -> Schedule:
+    """``peak``, a tenth of it from epoch ceil(share * epochs) on for each of ``shares``; the same throughout an epoch.
 
-    With ``warm`` epochs of warm-up, epoch t of them (from 0) has floor + (peak - floor) * (t + 1) / warm.
+    With ``warm`` epochs of warm-up, epoch t of them (from 0) has peak * (t + 1) / warm.
     """
 
     def lr(at: Progress) -> float:
         if at.epoch < warm:
-            return floor + (peak - floor) * (at.epoch + 1) / warm
-        return peak * factor ** sum(at.epoch >= math.ceil(share * at.epochs) for share in shares)
+            return peak * (at.epoch + 1) / warm
+        return peak * 0.1 ** sum(at.epoch >= math.ceil(share * at.epochs) for share in shares)
 
     return lr
 
@@ -89,8 +89,8 @@ def fit(
         bn: "train", or "eval" to leave running statistics alone.
         validate: (model, progress) -> metrics, called after each epoch.
         select: the metric whose highest value says which epoch's end is the result: network and mechanism go back there when the
-            stage ends. Only ends at which the mechanism is ``ready`` count, so a mechanism that never was is an error even where
-            nothing is selected.
+            stage ends; of equals the last, and where it is not measured the last of all. Only ends at which the mechanism is
+            ``ready`` count, so a mechanism that never was is an error even where nothing is selected.
         resume: a snapshot of an `Epoch` event; the stage goes on there, bit-identical on a CPU.
         generator: the generator that the objective draws from; its state is part of the snapshot.
 

@@ -463,8 +463,8 @@ def test_one_cycle_rises_linearly_to_its_peak_after_a_fifth_of_the_steps_and_fal
 
 
 def test_milestones_fall_at_the_first_epoch_of_a_share_after_a_warm_up():
-    rates = [milestones(0.1, 0.5, 0.75, warm=2, floor=0.02)(Progress(epoch=e, epochs=9)) for e in range(9)]
-    assert rates == pytest.approx([0.06, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+    rates = [milestones(0.1, 0.5, 0.75, warm=2)(Progress(epoch=e, epochs=9)) for e in range(9)]
+    assert rates == pytest.approx([0.05, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
 
 
 def test_a_saw_tooth_has_three_heights_in_every_period():

@@ -19,4 +19,4 @@ if TYPE_CHECKING:
 
 def stages(run: Runner) -> Generator[Event, None, Masks]:
     """The stages of the recipe's method; returns the masks."""
-    return import_module(f"apnb.methods.{run.recipe.method.removesuffix('+')}").stages(run)
+    return import_module(f"apnb.methods.{run.recipe.preset.survey}").stages(run)

@@ -102,11 +102,9 @@ class LearnedShares(Mechanism):
         self.kept = 1 - target.sparsity
         self.lowest = alpha * self.kept
         first = start if start >= self.kept * (1 - 1e-6) else (1 + self.kept) / 2
-        u = min(max((first - self.lowest) / (1 - self.lowest), -0.99), 0.99)
+        u = min((first - self.lowest) / (1 - self.lowest), 0.99)
         self.scores = {n: nn.Parameter(s) for n, s in first_scores(params, target, mixed=released).items()}
-        self.q = {
-            n: nn.Parameter(torch.full((), math.log(u / (1 - u)), device=next(iter(params.values())).device)) for n in self.scores
-        }
+        self.q = {n: nn.Parameter(s.new_tensor(math.log(u / (1 - u)))) for n, s in self.scores.items()}
         self.follows = followers(self.q) if target.structure == "channels" else {}
         self.full = self._full()
         self.released = released
@@ -148,7 +146,7 @@ class LearnedShares(Mechanism):
             return float(sum(self.target.sizes().values()))
         layers = self.target.layers
         few = lambda n: max(1, round(self.kept * n))  # noqa: E731 - one channel always stays
-        ins = [few(_inputs(layer)) if layer.name in self.q else _inputs(layer) for layer in layers]
+        ins = [few(layer.shape[1]) if layer.name in self.q else layer.shape[1] for layer in layers]
         outs = [few(layer.shape[0]) for layer in layers[:-1]] + [layers[-1].shape[0]]
         return operations(layers, ins, outs) / self.kept
 
@@ -158,7 +156,7 @@ class LearnedShares(Mechanism):
         if self.target.structure == "weights":
             return sum(k * self.target.sizes()[n] for n, k in shares.items()) / self.full
         layers = self.target.layers
-        ins = [shares.get(layer.name, 1.0) * _inputs(layer) for layer in layers]
+        ins = [shares.get(layer.name, 1.0) * layer.shape[1] for layer in layers]
         outs = [shares.get(after.name, 1.0) * layer.shape[0] for layer, after in pairwise(layers)]
         return operations(layers, ins, [*outs, layers[-1].shape[0]]) / self.full
 
@@ -174,13 +172,10 @@ class LearnedShares(Mechanism):
         return self.weight(at.epoch) * self.excess()
 
     def between_epochs(self, at: Progress) -> None:
-        if at.epoch and self.frozen is None and round(float(self.excess().detach()), 4) == 0:
+        excess = self.excess().item()
+        if at.epoch and self.frozen is None and round(excess, 4) == 0:
             self.frozen = at.epoch * self.gamma
-        self.ready = self.frozen is not None and (self.released or float(self.excess().detach()) <= 0.02)
-
-
-def _inputs(layer: Layer) -> int:
-    return layer.shape[1]
+        self.ready = self.frozen is not None and (self.released or excess <= 0.02)
 
 
 def first_scores(params: Params, target: Target, mixed: bool = False) -> Params:
