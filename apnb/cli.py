@@ -21,6 +21,7 @@ DATA = Annotated[str, "digits, cifar10, svhn, folder:PATH or npz:PATH."]
 ATTACKS = Annotated[str, "standard (AutoAttack), lite (APGD-CE and APGD-T, an upper bound of it) or pgd (a quick look)."]
 DEVICE = Annotated[str, "auto, cpu or cuda."]
 THREADS = Annotated[int, "Cores torch may use; 0: one for small networks, all for large ones."]
+LIKE = Annotated[str | None, "As which published network a file is read: its key (see 'apnb checkpoints list')."]
 POINTS = Annotated[int | None, "Test images to attack (default: the budget's)."]
 BUDGET = Annotated[str, "quick, standard, paper or tiny."]
 
@@ -169,11 +170,14 @@ def sweep(
 
 
 def evaluate(
-    what: Annotated[str, "A run's key (see 'apnb runs list'), a file of weights (with --network), or package:factory."],
-    data: Annotated[str | None, "digits, cifar10, svhn, folder:PATH or npz:PATH (default: the run's own, else digits)."] = None,
+    what: Annotated[
+        str, "A run's key (see 'apnb runs list'), a published network's (see 'apnb checkpoints list'), a file of weights, package:factory."
+    ],
+    data: Annotated[str | None, "digits, cifar10, svhn, folder:PATH or npz:PATH (default: the network's own, else digits)."] = None,
     network: Annotated[
-        str | None, "What the weights of a file belong to: resnet18, vgg16, cnn, resnet8 or package:factory."
+        str | None, "What the plain weights of a file belong to: resnet18, vgg16, cnn, resnet8 or package:factory."
     ] = None,
+    like: LIKE = None,
     eps: Annotated[float | None, "Radius of the ball (default: the run's, else the data set's)."] = None,
     attacks: ATTACKS = "standard",
     distances: Annotated[str, "none; fmn: also look for the smallest perturbations; hofmn: the same, tuned."] = "none",
@@ -211,7 +215,7 @@ def evaluate(
         for path, kind in ((report, ".html"), (curve, ".npz")):
             if path is not None:
                 plots.writable(path, (kind,))
-    given = Network(what, data, network, eps, store)
+    given = Network(what, data, network, eps, store, like)
     use_threads(threads, given.name)
     if survey:
         found, notes = survey_protocol(given.model, given.dataset, seed=seed, device=device)
@@ -236,9 +240,12 @@ def evaluate(
     with Watch() as watch:
         result = watch.follow(events)
     if json_:
-        print(json.dumps(result.summary(), indent=1))
+        print(json.dumps({**result.summary(), **({"published": given.published} if given.published else {})}, indent=1))
     else:
         print(result)
+        if given.published:
+            print("the survey's table says clean {clean:g} %, robust {robust:g} % (AutoAttack, eps 0.031, 10 000 images)".format(
+                **given.published))  # fmt: skip
         for sentence in result.warnings:
             note(sentence)
         doubts = [f for f in result.diagnostics if f.verdict in ("doubtful", "failed") or f.indicator == "points"]
@@ -257,19 +264,32 @@ def evaluate(
 
 
 class Network:
-    """What a person names as a network: a run's key, a file of weights, or package:factory; with the data it is judged on."""
+    """What a person names as a network: a run's key, a published network's key, a file of weights, or package:factory; with the data
+    it is judged on."""
 
-    def __init__(self, what: str, data: str | None, network: str | None, eps: float | None, store: Path | None):
+    def __init__(
+        self, what: str, data: str | None, network: str | None, eps: float | None, store: Path | None, like: str | None = None
+    ):
         from apnb import checkpoints, datasets, networks
         from apnb.runs import open_run
 
-        self.run, self.title = None, Path(what).stem if Path(what).is_file() else what
+        self.run, self.published, self.title = None, None, Path(what).stem if Path(what).is_file() else what
         self.data = data or "digits"
-        if network is not None and not Path(what).is_file():
-            raise Invalid(f"--network names what the weights in a file belong to, and {what} is no file; leave it out")
-        if Path(what).is_file():
-            if network is None:
-                raise Invalid(f"{what} holds weights; name the network they belong to with --network, such as resnet18")
+        for option, given in (("--network", network), ("--like", like)):
+            if given is not None and not Path(what).is_file():
+                raise Invalid(f"{option} says what the weights in a file belong to, and {what} is no file; leave it out")
+        if checkpoints.is_key(what) or (Path(what).is_file() and network is None):
+            with Fetching() as fetching:
+                found = checkpoints.open_checkpoint(what, like=like, progress=fetching)
+            self.data = data or (found.key.data if found.key.text else "cifar10")
+            self.dataset, self.name, self.model = datasets.load(self.data, eps=eps), found.key.network, found.network
+            if isinstance(found.key, checkpoints.Entry):
+                self.published = {"key": found.key.text, "clean": found.key.clean, "robust": found.key.robust}
+            note(f"{found.path.name}: {found.layout}")
+            note(f"measured: {found.sparsity.units:.2%} of the {found.key.units} removed, {found.sparsity.weights:.2%} of all weights")
+            for sentence in (*found.notes, *found.doubts):
+                note(sentence)
+        elif Path(what).is_file():
             self.dataset, self.name = datasets.load(self.data, eps=eps), network
             self.model = checkpoints.load(what, network, channels=self.dataset.channels, classes=self.dataset.classes)
         elif ":" in what:
@@ -289,17 +309,22 @@ class Network:
 
 
 def curves(
-    files: Annotated[list[str], "Distances: files of 'apnb evaluate --curve' (.npz), or the survey's own (.pickle)."],
+    files: Annotated[
+        list[str], "Distances: files of 'apnb evaluate --curve' (.npz), the survey's own (.pickle), or keys of its networks."
+    ],
     out: Annotated[Path, "The figure: .html, .png or .svg."] = Path("curves.html"),
     eps: Annotated[float | None, "The radius to mark and compare at (default: the files' own)."] = None,
     json_: JSON = False,
 ) -> int:
     """Security curves: robust accuracy at every radius, of several networks in one figure."""
-    from apnb import plots
+    from apnb import checkpoints, plots
     from apnb.curves import load_all
 
     plots.writable(out)
-    loaded = load_all([Path(f) for f in files])
+    with Fetching() as fetching:
+        published = {f for f in files if checkpoints.is_key(f) and not Path(f).exists()}
+        paths = [checkpoints.fetch_distances(f, progress=fetching) if f in published else Path(f) for f in files]
+    loaded = load_all(paths)
     figure = plots.security_curve(loaded, eps=eps)
     at = plots.common_eps(loaded) if eps is None else eps
     if json_:
@@ -521,6 +546,65 @@ def runs_import(zip: Annotated[Path, "A file that 'apnb runs export' wrote."], s
     return 0
 
 
+def checkpoints_list(
+    method: Annotated[str | None, "Of one method, such as harp."] = None,
+    network: Annotated[str | None, "resnet18 or vgg16."] = None,
+    structure: Annotated[str | None, "unstructured or structured."] = None,
+    sparsity: Annotated[float | None, "Share removed, such as 0.9."] = None,
+    json_: JSON = False,
+) -> int:
+    """The 83 networks that the survey published, with what its tables say about them."""
+    from apnb import checkpoints
+
+    found = checkpoints.entries(method, network, structure, sparsity)
+    here = checkpoints.cache_folder()
+    rows = [
+        {"key": e.text, "network": e.network, "removed %": f"{100 * e.sparsity:.0f}", "of the": e.units, "clean %": f"{e.clean:.2f}",
+         "robust %": f"{e.robust:.2f}", "distances": "yes" if e.distances_id else "", "here": "yes" if (here / e.file).exists() else ""}
+        for e in found
+    ]  # fmt: skip
+    if json_:
+        told = [{"key": e.text, "page": e.page, **{k: getattr(e, k) for k in ("method", "network", "data", "structure", "sparsity",
+                 "clean", "robust", "id", "file", "distances_id", "note")}} for e in found]  # fmt: skip
+        print(json.dumps(told, indent=1))
+        return 0
+    show(rows, title=f"{len(rows)} of {len(checkpoints.entries())} published networks, all for CIFAR-10", whole=True)
+    for e in found:
+        if "twice" in e.note:
+            note(f"{e.text}: {e.note}")
+    return 0
+
+
+def checkpoints_fetch(
+    keys: Annotated[list[str], "Keys (see 'apnb checkpoints list'), or: all."],
+    distances: Annotated[bool, "The adversarial distances instead of the weights."] = False,
+    folder: Annotated[Path | None, "Where to keep them (default: checkpoints/ in APNB_HOME or the user's data folder)."] = None,
+    mirror: Annotated[str | None, "Address of a folder with the files, instead of Google Drive."] = None,
+) -> int:
+    """Download published networks (45 MB each or more) or their distances, once; an interrupted download goes on."""
+    from apnb import checkpoints
+
+    get = checkpoints.fetch_distances if distances else checkpoints.fetch
+    chosen = [e.text for e in checkpoints.entries() if e.distances_id or not distances] if keys == ["all"] else keys
+    for key in chosen:
+        checkpoints.find(key)  # a wrong key before anything is fetched
+    for key in chosen:
+        with Fetching() as fetching:
+            print(get(key, folder, mirror=mirror, progress=fetching))
+    return 0
+
+
+def checkpoints_layout(file: Annotated[Path, "A file of weights."], json_: JSON = False) -> int:
+    """Say how a file stores a network: names, masks or scores, architecture, and whose files look so."""
+    from dataclasses import asdict
+
+    from apnb import checkpoints
+
+    found = checkpoints.layout(file)
+    print(json.dumps(asdict(found), indent=1) if json_ else f"{file}: {found}")
+    return 0
+
+
 COMMANDS: dict[str, Callable[..., int]] = {
     "demo": demo, "lab": lab, "run": run, "sweep": sweep, "evaluate": evaluate, "curves": curves, "methods": methods,
     "doctor": doctor,
@@ -528,6 +612,13 @@ COMMANDS: dict[str, Callable[..., int]] = {
 RUNS: dict[str, Callable[..., int]] = {
     "list": runs_list, "show": runs_show, "rm": runs_rm, "clean": runs_clean, "export": runs_export, "import": runs_import,
 }  # fmt: skip
+CHECKPOINTS: dict[str, Callable[..., int]] = {
+    "list": checkpoints_list, "fetch": checkpoints_fetch, "evaluate": evaluate, "layout": checkpoints_layout,
+}  # fmt: skip
+GROUPS = {
+    "runs": ("Stored runs: list, show, remove, take elsewhere.", RUNS),
+    "checkpoints": ("The survey's published networks: list, fetch, evaluate; and what a file of weights holds.", CHECKPOINTS),
+}
 
 
 # --- what commands share -------------------------------------------------------------------------------------------------------
@@ -614,16 +705,16 @@ def plain(frame: Any) -> list[dict]:
     return json.loads(frame.to_json(orient="records"))
 
 
-def show(rows: list[dict[str, str]], title: str = "") -> None:
-    """A table on standard output; keys are cut to what identifies them."""
-    rows = [{k: v[:12] if k == "key" else v for k, v in r.items()} for r in rows]
+def show(rows: list[dict[str, str]], title: str = "", *, whole: bool = False) -> None:
+    """A table on standard output; keys of runs are cut to what identifies them, unless they are to be shown whole."""
+    rows = [{k: v[:12] if k == "key" and not whole else v for k, v in r.items()} for r in rows]
     if title:
         print(title)
     if not rows:
         print("(nothing)")
         return
     widths = {k: max(len(k), *(len(r[k]) for r in rows)) for k in rows[0]}
-    right = {"asked %", "measured %", "weights %", "clean %", "robust %", "n", "seconds"}
+    right = {"asked %", "measured %", "weights %", "removed %", "clean %", "robust %", "n", "seconds"}
     align = lambda k, v: v.rjust(widths[k]) if k in right else v.ljust(widths[k])  # noqa: E731
     print("  ".join(align(k, k) for k in widths).rstrip())
     print("  ".join("-" * w for w in widths.values()))
@@ -699,6 +790,26 @@ class Watch:
                 return end.value
 
 
+class Fetching:
+    """Shows a download on a terminal: how much of how much, on one line."""
+
+    def __init__(self) -> None:
+        self.shown = ""
+
+    def __enter__(self) -> Fetching:
+        return self
+
+    def __call__(self, done: int, total: int | None) -> None:
+        text = f"fetched {done / 1e6:.0f}" + (f" of {total / 1e6:.0f} MB" if total else " MB")
+        if text != self.shown and sys.stderr.isatty():
+            print(f"\r{text}", end="", file=sys.stderr, flush=True)
+            self.shown = text
+
+    def __exit__(self, *_: object) -> None:
+        if self.shown:
+            note("")
+
+
 def _judged(m: Any) -> str:
     return f"robust at most about {m['estimate']:.1%} [{m['low']:.1%}, {m['high']:.1%}], judged from {m['seen']} points"
 
@@ -724,11 +835,13 @@ def call(argv: list[str]) -> int:
     app = typer.Typer(
         name="apnb", help=inspect.cleandoc(_HELP), no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
     )
-    runs = typer.Typer(help="Stored runs: list, show, remove, take elsewhere.", no_args_is_help=True)
-    for group, commands in ((app, COMMANDS), (runs, RUNS)):
+    for name, function in COMMANDS.items():
+        app.command(name)(_for_typer(function, typer))
+    for group, (text, commands) in GROUPS.items():
+        inner = typer.Typer(help=text, no_args_is_help=True)
         for name, function in commands.items():
-            group.command(name)(_for_typer(function, typer))
-    app.add_typer(runs, name="runs")
+            inner.command(name)(_for_typer(function, typer))
+        app.add_typer(inner, name=group)
     return _run(app, argv)
 
 
@@ -784,7 +897,7 @@ def _with_argparse(argv: list[str]) -> int:
 
     parser = argparse.ArgumentParser(prog="apnb", description=inspect.cleandoc(_HELP))
     sub = parser.add_subparsers(dest="command", required=True)
-    flat = {**COMMANDS, **{f"runs-{name}": f for name, f in RUNS.items()}}
+    flat = {**COMMANDS, **{f"{group}-{name}": f for group, (_, commands) in GROUPS.items() for name, f in commands.items()}}
     for name, function in flat.items():
         command = sub.add_parser(name, help=inspect.cleandoc(function.__doc__ or ""))
         command.set_defaults(function=function)
@@ -800,8 +913,8 @@ def _with_argparse(argv: list[str]) -> int:
                 command.add_argument(flag, dest=p.name, action=argparse.BooleanOptionalAction, default=p.default, help=text)
             else:
                 command.add_argument(flag, dest=p.name, type=base, default=p.default, help=text)
-    if argv[:1] == ["runs"] and len(argv) > 1:
-        argv = [f"runs-{argv[1]}", *argv[2:]]
+    if len(argv) > 1 and argv[0] in GROUPS:
+        argv = [f"{argv[0]}-{argv[1]}", *argv[2:]]
     options = vars(parser.parse_args(argv))
     options.pop("command")
     return options.pop("function")(**options)

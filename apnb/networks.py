@@ -56,16 +56,18 @@ def _normalize(mean, std, channels: int) -> nn.Module:
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut, which is a 1x1 convolution where the shape changes."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int):
+    def __init__(self, inputs: int, outputs: int, stride: int, affine: bool = True):
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
+        self.bn1 = nn.BatchNorm2d(outputs, affine=affine)
         self.relu1 = nn.ReLU()
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
+        self.bn2 = nn.BatchNorm2d(outputs, affine=affine)
         self.shortcut = nn.Sequential()
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs, affine=affine)
+            )
         self.relu2 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -74,53 +76,103 @@ class BasicBlock(nn.Module):
         return self.relu2(out + self.shortcut(x))
 
 
-class ResNet(nn.Module):
-    """3x3 stem without max-pool, one stage per entry of ``widths`` with ``blocks`` blocks each, average pool, linear."""
+class PreactBlock(nn.Module):
+    """A block whose norms and ReLUs come before its convolutions; the 1x1 shortcut takes what the first convolution takes."""
 
-    def __init__(self, widths: tuple[int, ...], blocks: int, pool: nn.Module, channels: int, classes: int, mean, std):
+    def __init__(self, inputs: int, outputs: int, stride: int, affine: bool = True):
         super().__init__()
+        self.bn1 = nn.BatchNorm2d(inputs, affine=affine)
+        self.relu1 = nn.ReLU()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs, affine=affine)
+        self.relu2 = nn.ReLU()
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu1(self.bn1(x))
+        raw = self.shortcut(out) if len(self.shortcut) else x
+        return self.conv2(self.relu2(self.bn2(self.conv1(out)))) + raw
+
+
+class ResNet(nn.Module):
+    """3x3 stem without max-pool, one stage per entry of ``widths`` with ``blocks`` blocks each, average pool, linear.
+
+    ``preact``: pre-activation blocks, and one norm ``bn`` before the pool instead of ``bn1`` behind the stem. ``affine``: norms with
+    scale and shift. ``bias``: of the linear layer.
+    """
+
+    def __init__(
+        self, widths: tuple[int, ...], blocks: int, pool: nn.Module, channels: int, classes: int, mean, std,
+        preact: bool = False, affine: bool = True, bias: bool = True,
+    ):  # fmt: skip
+        super().__init__()
+        block = PreactBlock if preact else BasicBlock
         self.normalize = _normalize(mean, std, channels)
         self.conv1 = nn.Conv2d(channels, widths[0], 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(widths[0])
-        self.relu1 = nn.ReLU()
+        if not preact:
+            self.bn1 = nn.BatchNorm2d(widths[0], affine=affine)
+            self.relu1 = nn.ReLU()
         inputs, self.stages = widths[0], len(widths)
         for i, width in enumerate(widths):
             strides = [1 if i == 0 else 2] + [1] * (blocks - 1)
-            stage = nn.Sequential(*(BasicBlock(inputs if j == 0 else width, width, s) for j, s in enumerate(strides)))
+            stage = nn.Sequential(*(block(inputs if j == 0 else width, width, s, affine) for j, s in enumerate(strides)))
             self.add_module(f"layer{i + 1}", stage)
             inputs = width
+        if preact:
+            self.bn = nn.BatchNorm2d(inputs, affine=affine)
+            self.relu = nn.ReLU()
+        self.preact = preact
         self.pool = pool
         self.flatten = nn.Flatten()
-        self.linear = nn.Linear(inputs, classes)
+        self.linear = nn.Linear(inputs, classes, bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.relu1(self.bn1(self.conv1(self.normalize(x))))
+        x = self.conv1(self.normalize(x))
+        if not self.preact:
+            x = self.relu1(self.bn1(x))
         for i in range(self.stages):
             x = getattr(self, f"layer{i + 1}")(x)
+        if self.preact:
+            x = self.relu(self.bn(x))
         return self.linear(self.flatten(self.pool(x)))
 
 
 class VGG(nn.Module):
-    """VGG-16 with batch normalisation, four max-pools, 2x2 average pool and a three-layer classifier without dropout."""
+    """VGG-16 with batch normalisation, four max-pools, average pool and a classifier without dropout.
+
+    ``hidden``: widths of the classifier's hidden layers; without any, ``classifier`` is the linear layer itself. ``pool``: side of the
+    maps that the average pool leaves. ``fifth``: a max-pool behind the last convolution too. ``bias``: of the convolutions; ``affine``:
+    norms with scale and shift; ``head_bias``: of the last layer; ``head_norm``: norms in the classifier.
+    """
 
     plan = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512)
 
-    def __init__(self, channels: int, classes: int, mean, std):
+    def __init__(
+        self, channels: int, classes: int, mean, std, hidden: tuple[int, ...] = (256, 256), pool: int = 2, fifth: bool = False,
+        bias: bool = False, affine: bool = True, head_bias: bool = True, head_norm: bool = False,
+    ):  # fmt: skip
         super().__init__()
         self.normalize = _normalize(mean, std, channels)
         features, inputs = [], channels
-        for width in self.plan:
+        for width in (*self.plan, "M") if fifth else self.plan:
             if width == "M":
                 features.append(nn.MaxPool2d(2))
             else:
-                features += [nn.Conv2d(inputs, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+                conv = nn.Conv2d(inputs, width, 3, padding=1, bias=bias)
+                features += [conv, nn.BatchNorm2d(width, affine=affine), nn.ReLU()]
                 inputs = width
         self.features = nn.Sequential(*features)
-        self.pool = nn.AdaptiveAvgPool2d(2)
+        self.pool = nn.AdaptiveAvgPool2d(pool)
         self.flatten = nn.Flatten()
-        self.classifier = nn.Sequential(
-            nn.Linear(4 * inputs, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, classes)
-        )
+        head, inputs = [], pool * pool * inputs
+        for width in hidden:
+            head += [nn.Linear(inputs, width), *([nn.BatchNorm1d(width)] if head_norm else []), nn.ReLU()]
+            inputs = width
+        last = nn.Linear(inputs, classes, head_bias)
+        self.classifier = nn.Sequential(*head, last) if head else last
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.flatten(self.pool(self.features(self.normalize(x)))))
@@ -156,14 +208,20 @@ class CNN(nn.Module):
 # mean, std: one number per channel, in the scale of images in [0, 1]; None means that the images are taken as they are.
 
 
-def resnet18(*, channels: int = 3, classes: int = 10, mean=None, std=None) -> nn.Module:
-    """The benchmark's CIFAR ResNet-18 for images of 32x32: 11 173 962 parameters at 3 channels and 10 classes."""
-    return ResNet((64, 128, 256, 512), 2, nn.AvgPool2d(4), channels, classes, mean, std)
+def resnet18(*, channels: int = 3, classes: int = 10, mean=None, std=None, **variant) -> nn.Module:
+    """The benchmark's CIFAR ResNet-18 for images of 32x32: 11 173 962 parameters at 3 channels and 10 classes.
+
+    ``variant``: options of `ResNet` (preact, affine, bias), for the published networks that differ from the benchmark's own.
+    """
+    return ResNet((64, 128, 256, 512), 2, nn.AvgPool2d(4), channels, classes, mean, std, **variant)
 
 
-def vgg16(*, channels: int = 3, classes: int = 10, mean=None, std=None) -> nn.Module:
-    """The benchmark's VGG-16 with BN for images of 16x16 or more: 15 311 818 parameters at 3 channels and 10 classes."""
-    return VGG(channels, classes, mean, std)
+def vgg16(*, channels: int = 3, classes: int = 10, mean=None, std=None, **variant) -> nn.Module:
+    """The benchmark's VGG-16 with BN for images of 16x16 or more: 15 311 818 parameters at 3 channels and 10 classes.
+
+    ``variant``: options of `VGG` (hidden, pool, fifth, bias, affine, head_bias, head_norm), likewise.
+    """
+    return VGG(channels, classes, mean, std, **variant)
 
 
 def cnn(*, channels: int = 3, classes: int = 10, mean=None, std=None) -> nn.Module:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -17,3 +19,20 @@ settings.load_profile("apnb")
 def _home(tmp_path, monkeypatch):
     """Runs of a test are stored in a folder of its own."""
     monkeypatch.setenv("APNB_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys):
+    """Run the command line in this process: (exit status, standard output, standard error)."""
+    from apnb.__main__ import main
+
+    path = list(sys.path)
+
+    def run(*argv: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["apnb", *map(str, argv)])
+        status = main()
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    yield run
+    sys.path[:] = path

@@ -12,25 +12,9 @@ import torch
 
 import apnb
 from apnb import networks
-from apnb.__main__ import main
 from apnb.store import Store
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture
-def cli(monkeypatch, capsys):
-    """Run the command line in this process: (exit status, standard output, standard error)."""
-    path = list(sys.path)
-
-    def run(*argv: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["apnb", *map(str, argv)])
-        status = main()
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    yield run
-    sys.path[:] = path
 
 
 TINY = ("--budget", "tiny", "--attacks", "pgd")
@@ -124,7 +108,7 @@ def test_evaluate_takes_a_file_of_weights_for_a_network_that_is_named(cli, tmp_p
     expected = apnb.evaluate(net, "digits", n=16, attacks="pgd").summary()
     assert {**json.loads(out), "seconds": 0} == json.loads(json.dumps({**expected, "seconds": 0}))
     for argv, sentence in (
-        ((weights,), "name the network they belong to with --network"),
+        ((weights,), "name the network that they belong to (network=, --network)"),
         ((weights, "--network", "resnet8"), "does not fit the network 'resnet8'"),
         ((tmp_path / "none.pt",), "there is no file"),
         ((weights, "--network", "cnn", "--report", tmp_path / "a.pdf"), "give a name that ends in .html"),

@@ -36,7 +36,11 @@ ALLOWED = {
     "chance": set(), "networks": {"chance", "errors"}, "datasets": {"chance", "errors", "paths"}, "mechanisms": {"masks"},
     "attacks": {"attacks", "chance", "errors"}, "copies": {"devices", "errors", "networks"},
     "verdicts": {"attacks", "copies", "errors", "events"}, "diagnostics": {"attacks", "chance", "copies", "errors"},
-    "curves": {"errors", "pickles", "store", "verdicts"}, "pickles": {"errors"}, "checkpoints": {"errors", "networks"},
+    "curves": {"errors", "pickles", "store", "verdicts"}, "pickles": {"errors"}, "weights": {"errors", "pickles"},
+    "layouts": {"chance", "errors", "masks", "networks"}, "downloads": {"errors", "store"},
+    "checkpoints": {
+        "curves", "downloads", "errors", "layouts", "masks", "networks", "presets", "store", "taxonomy", "weights",
+    },
     "report": {"errors", "evaluation", "plots"},
     "objectives": {"attacks", "errors", "mechanisms"}, "training": {"errors", "events", "mechanisms", "objectives"},
     "criteria": {"criteria", "errors", "masks", "mechanisms", "recipes"}, "recipes": {"errors", "presets", "taxonomy"}, "presets": set(),
