@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from apnb.chance import uniform
 from apnb.masks import truncated_counts
 from apnb.mechanisms import LearnedScores, Params
 from apnb.training import bake_, milestones
@@ -50,12 +51,7 @@ def sign_constants_(params: Params, names: tuple[str, ...], norms: tuple[str, ..
 
 def first_scores(params: Params, names: tuple[str, ...], generator: torch.Generator) -> Params:
     """Uniform on +-1/sqrt(fan_in), the shape of the weights."""
-
-    def uniform(w: torch.Tensor) -> torch.Tensor:
-        draw = torch.rand(w.shape, generator=generator, device=generator.device).to(w.device)
-        return (2 * draw - 1) / w[0].numel() ** 0.5
-
-    return {n: uniform(params[n]) for n in names}
+    return {n: (2 * uniform(params[n], generator) - 1) / params[n][0].numel() ** 0.5 for n in names}
 
 
 def stages(run: Runner):
