@@ -35,7 +35,7 @@ from torch.optim import Optimizer
 from apnb.chance import normal, uniform
 from apnb.masks import Masks, Target, percentile_counts
 from apnb.mechanisms import FixedMasks, Params, Progress
-from apnb.networks import VGG, norms_behind
+from apnb.networks import VGG, bias_of, norms_behind
 from apnb.training import bake_, milestones
 
 if TYPE_CHECKING:
@@ -61,11 +61,6 @@ def draw_(run: Runner, generator: torch.Generator) -> None:
     for module in run.net.modules():
         if isinstance(module, nn.modules.batchnorm._NormBase):
             module.reset_running_stats()
-
-
-def bias_of(weight: str) -> str:
-    """Name of a layer's bias, from that of its weight."""
-    return weight.removesuffix("weight") + "bias"
 
 
 def relative(params: Params, target: Target) -> Params:
