@@ -82,7 +82,7 @@ class LearnedShares(Mechanism):
             was met once is ready to be the result.
     """
 
-    constant = ("target", "norms", "lowest", "gamma", "kept", "follows", "full", "released")
+    constant = ("target", "sizes", "norms", "lowest", "gamma", "kept", "follows", "full", "released")
     unready = (
         "the size never came down to the budget while shares were learnt: give more search_epochs (Budget) or a larger gamma"
     )
@@ -98,7 +98,7 @@ class LearnedShares(Mechanism):
         start: float,
         released: bool = False,
     ):
-        self.target, self.norms, self.gamma = target, norms, gamma
+        self.target, self.sizes, self.norms, self.gamma = target, target.sizes(), norms, gamma
         self.kept = 1 - target.sparsity
         self.lowest = alpha * self.kept
         first = start if start >= self.kept * (1 - 1e-6) else (1 + self.kept) / 2
@@ -121,11 +121,10 @@ class LearnedShares(Mechanism):
 
     def counts(self, shares: Mapping[str, Tensor]) -> dict[str, int]:
         """Units to drop in each layer."""
-        sizes = self.target.sizes()
-        k = dict(zip(sizes, torch.stack([shares[n].detach() for n in sizes]).cpu(), strict=True))
+        k = dict(zip(self.sizes, torch.stack([shares[n].detach() for n in self.sizes]).cpu(), strict=True))
         if self.target.structure == "weights":
-            return {n: min(int((1 - k[n]) * size), size - 1) for n, size in sizes.items()}
-        return {n: size - max(1, round(float(k[n]) * size)) for n, size in sizes.items()}
+            return {n: min(int((1 - k[n]) * size), size - 1) for n, size in self.sizes.items()}
+        return {n: size - max(1, round(float(k[n]) * size)) for n, size in self.sizes.items()}
 
     def masks(self) -> Masks:
         """The masks of the present scores and shares, in the weights' shapes."""
@@ -143,7 +142,7 @@ class LearnedShares(Mechanism):
 
     def _full(self) -> float:
         if self.target.structure == "weights":
-            return float(sum(self.target.sizes().values()))
+            return float(sum(self.sizes.values()))
         layers = self.target.layers
         few = lambda n: max(1, round(self.kept * n))  # noqa: E731 - one channel always stays
         ins = [few(layer.shape[1]) if layer.name in self.q else layer.shape[1] for layer in layers]
@@ -154,7 +153,7 @@ class LearnedShares(Mechanism):
         """What the present shares keep of the whole: r, or, for channels, K times their operations over those of the target."""
         shares = self.shares()
         if self.target.structure == "weights":
-            return sum(k * self.target.sizes()[n] for n, k in shares.items()) / self.full
+            return sum(k * self.sizes[n] for n, k in shares.items()) / self.full
         layers = self.target.layers
         ins = [shares.get(layer.name, 1.0) * layer.shape[1] for layer in layers]
         outs = [shares.get(after.name, 1.0) * layer.shape[0] for layer, after in pairwise(layers)]
