@@ -497,7 +497,7 @@ def test_a_layer_may_be_emptied_and_the_event_of_the_cut_says_so(method, tmp_pat
 
 
 def test_a_sparsity_that_leaves_no_weight_is_refused_before_any_training(tmp_path):
-    with pytest.raises(apnb.Invalid, match="leaves none of the 25744 weights"):
+    with pytest.raises(apnb.Invalid, match="leaves none of 25744 weights; choose a lower one"):
         next(methods.stages(runner("robustbird", tmp_path, sparsity=0.99999)))
 
 
