@@ -46,7 +46,8 @@ ALLOWED = {
     },
     "devices": {"errors"}, "store": {"errors", "recipes"},
     "methods": {
-        "attacks", "chance", "copies", "errors", "events", "masks", "mechanisms", "networks", "objectives", "runner", "training",
+        "attacks", "chance", "copies", "errors", "events", "masks", "mechanisms", "networks", "objectives", "pipelines", "runner",
+        "training",
     },
     "pipelines": {"criteria", "events", "masks", "mechanisms", "training", "runner"},
     "runner": {

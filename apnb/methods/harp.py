@@ -37,7 +37,7 @@ which mixes channels.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -48,10 +48,10 @@ from torch import Tensor, nn
 from apnb.masks import Masks, Target, expand
 from apnb.mechanisms import Group, Mechanism, Params, Progress, scaled, through
 from apnb.networks import Layer
-from apnb.training import cosine, late_cosine
+from apnb.pipelines import scored
 
 if TYPE_CHECKING:
-    from apnb.runner import Runner, Stage
+    from apnb.runner import Runner
 
 
 def operations(layers: tuple[Layer, ...], inputs: list, outputs: list):
@@ -192,32 +192,16 @@ def first_scores(params: Params, target: Target, mixed: bool = False) -> Params:
 
 def stages(run: Runner):
     """Pretrain, learn scores and shares, fine-tune."""
-    r, b, c = run.recipe, run.budget, run.constants
-    schedule = late_cosine if r.as_released else cosine
-    target = run.target(r.sparsity)
+    c, target = run.constants, run.target(run.recipe.sparsity)
     target.sizes()  # refuses at once what has no such units
 
-    def loss(s: Stage, key: str):
-        return run.objective(key, s, passes=("before", "after") if r.as_released else ())
-
-    def pretrain(s: Stage):
-        yield from run.fit(s, loss(s, r.pretraining), epochs=b.epochs, lr=schedule(b.lr))
-
-    def prune(s: Stage):
-        numbers = {"gamma": c["gamma"], "alpha": c["alpha"], "start": c["start"], "released": r.as_released}
+    def prune(fit: Callable):
+        numbers = {"gamma": c["gamma"], "alpha": c["alpha"], "start": c["start"], "released": run.recipe.as_released}
         mechanism = LearnedShares(run.params(), target, run.norms, **numbers)
-        yield from run.fit(
-            s, loss(s, r.pruning_step), epochs=b.search_epochs, lr=schedule(b.lr), mechanism=mechanism, select="val_pgd",
-            watch=lambda model, at: run.validate_attacked(model, at) | {"size": mechanism.size().item()},
-        )  # fmt: skip
+        watch = lambda model, at: run.validate_attacked(model, at) | {"size": mechanism.size().item()}  # noqa: E731
+        yield from fit(mechanism=mechanism, watch=watch, select="val_pgd")
         masks = mechanism.masks()
         yield run.pruned(masks, target)
         return masks
 
-    def finetune(s: Stage):
-        yield from run.fit_masked(s, masks, loss(s, r.finetuning), epochs=b.finetune_epochs, lr=schedule(b.finetune_lr))
-
-    yield from run.stage("pretraining", pretrain, method=r.method, objective=r.pretraining, as_released=r.as_released)
-    masks = yield from run.stage("pruning", prune)
-    yield from run.stage("finetuning", finetune)
-    return masks
+    return scored(run, prune)
