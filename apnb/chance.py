@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 _TURN = threading.RLock()  # a network's factory may build networks itself
 
@@ -17,6 +18,16 @@ def generator(*parts: object, device: str | torch.device = "cpu") -> torch.Gener
     text = "\x1f".join(str(part) for part in parts)
     seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
     return torch.Generator(device=device).manual_seed(seed)
+
+
+def uniform(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Numbers in [0, 1), float32, in the shape and on the device of ``like``; drawn where the generator is."""
+    return torch.rand(like.shape, generator=generator, device=generator.device).to(like.device)
+
+
+def normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal numbers, likewise."""
+    return torch.randn(like.shape, generator=generator, device=generator.device).to(like.device)
 
 
 @contextmanager

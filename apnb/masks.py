@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -223,6 +223,18 @@ class Target:
     def select(self, scores: Scores, within: Masks | None = None, *, check: bool = True) -> Masks:
         """Masks in the weights' shapes: ``expand(select(group(scores), drop))``."""
         return expand(self.units(scores, within, check=check), self.structure, self.layers)
+
+    def unguarded(self) -> Target:
+        """The same with ``round(s * N)`` of all N units together to remove, wherever they are: a layer may be emptied.
+
+        Raises:
+            Invalid: nothing would be left of the network.
+        """
+        total = sum(self.sizes().values())
+        drop = round(self.sparsity * total)
+        if drop == total:
+            raise Invalid(f"a sparsity of {self.sparsity:g} leaves none of {total} {self.structure}; choose a lower one")
+        return replace(self, counts=drop, spare=False)
 
 
 def unit_counts(layers: Sequence[Layer], structure: str) -> dict[str, int]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import Optimizer
 
+from apnb.chance import normal
 from apnb.masks import Masks, Target
 
 Params = dict[str, Tensor]
@@ -387,15 +388,12 @@ class Connectivity(Mechanism):
         self.signs = {}
         for n, k in keep.items():
             w = params[n]
-            self.signs[n] = torch.where(self._normal(w) < 0, -1.0, 1.0)
-            strength = (self._normal(w).clamp(-2, 2).abs() * (2 / w[0].numel()) ** 0.5).clamp_min(1e-12)
+            self.signs[n] = torch.where(normal(w, generator) < 0, -1.0, 1.0)
+            strength = (normal(w, generator).clamp(-2, 2).abs() * (2 / w[0].numel()) ** 0.5).clamp_min(1e-12)
             alive = torch.zeros(w.numel(), dtype=torch.bool, device=w.device)
             alive[self._draw(w.numel(), k, w.device)] = True
             with torch.no_grad():
                 w.copy_(strength * alive.view_as(w))
-
-    def _normal(self, like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=self.generator, device=self.generator.device).to(like.device)
 
     def _draw(self, n: int, k: int, device: torch.device) -> Tensor:
         """k of n positions, uniformly, without replacement."""
@@ -424,7 +422,7 @@ class Connectivity(Mechanism):
         optimizer.step()
         for n, was in alive.items():
             at.params[n].copy_(torch.where(was, at.params[n], at.params[n].clamp_max(0)))  # momentum revives nothing
-            at.params[n].add_(self._normal(at.params[n]) * was, alpha=1e-6 * at.lr)
+            at.params[n].add_(normal(at.params[n], self.generator) * was, alpha=1e-6 * at.lr)
         self._rewire(at.params)
 
     def _rewire(self, params: Params) -> None:

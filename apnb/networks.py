@@ -458,6 +458,11 @@ def norms_behind(net: nn.Module) -> dict[str, str]:
     return behind
 
 
+def bias_of(weight: str) -> str:
+    """Name of a layer's bias, from that of its weight."""
+    return weight.removesuffix("weight") + "bias"
+
+
 class _Flattenings(TorchFunctionMode):
     """Sees each (N, C, H, W) become (N, C*H*W), whether by nn.Flatten, flatten, view or reshape, up to the next linear layer."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,14 +26,10 @@ Objective = Callable[..., tuple[Tensor, Tensor]]
 STARTS: dict[str, Callable[[Tensor, float, torch.Generator], Tensor]] = {
     "image": lambda x, eps, generator: x,
     "uniform": uniform_start,
-    "unclipped": lambda x, eps, generator: x + (2 * _rand(x, generator) - 1) * eps,
+    "unclipped": partial(uniform_start, clip=False),
     "normal": lambda x, eps, generator: normal_start(x, generator),
 }
 """Where an attack starts: the image itself; uniform noise in the ball, clipped to [0, 1] or not; a little normal noise."""
-
-
-def _rand(x: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.rand(x.shape, generator=generator, device=generator.device).to(x.device)
 
 
 @contextmanager

@@ -1,9 +1,13 @@
-"""After, before, during: the survey's three pipelines as generators of stages, written against an `apnb.runner.Runner`."""
+"""After, before, during: the survey's three pipelines as generators of stages, written against an `apnb.runner.Runner`.
+
+And `scored`: what HYDRA and HARP do around the search that is their own.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -12,7 +16,7 @@ from apnb.criteria import Criterion, Setting, criterion
 from apnb.events import Event
 from apnb.masks import Masks, Target, ramp
 from apnb.mechanisms import Dynamic, Mechanism, Params, Within
-from apnb.training import bake_, cosine, mean_statistic, one_cycle
+from apnb.training import bake_, cosine, late_cosine, mean_statistic, one_cycle
 
 if TYPE_CHECKING:
     from apnb.runner import Runner, Stage
@@ -103,6 +107,27 @@ def during(run: Runner) -> Stages:
         return mechanism.masks
 
     return (yield from run.stage("training", connectivity if c.keeps_masks else selected))
+
+
+def scored(run: Runner, prune: Callable[[Callable[..., Generator]], Stages]) -> Stages:
+    """Pretrain; ``prune``, which gets `Runner.fit` with all but the mechanism said and returns the masks; fine-tune under them.
+
+    Each stage has a cosine of its own. As released, every step makes a clean pass before the attack and one after the loss, and
+    the cosine is one epoch late.
+    """
+    r, b = run.recipe, run.budget
+    passes, schedule = (("before", "after"), late_cosine) if r.as_released else ((), cosine)
+
+    def by(s: Stage, key: str, epochs: int, lr: float) -> dict:
+        return {"objective": run.objective(key, s, passes=passes), "epochs": epochs, "lr": schedule(lr)}
+
+    first = {"method": r.method, "objective": r.pretraining, "as_released": r.as_released}
+    yield from run.stage("pretraining", lambda s: run.fit(s, **by(s, r.pretraining, b.epochs, b.lr)), **first)
+    masks = yield from run.stage("pruning", lambda s: prune(partial(run.fit, s, **by(s, r.pruning_step, b.search_epochs, b.lr))))
+    yield from run.stage(
+        "finetuning", lambda s: run.fit_masked(s, masks, **by(s, r.finetuning, b.finetune_epochs, b.finetune_lr))
+    )
+    return masks
 
 
 def update_plan(run: Runner, steps: int) -> dict[int, float]:

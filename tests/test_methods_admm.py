@@ -8,6 +8,7 @@ import math
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import pytest
@@ -22,14 +23,13 @@ from apnb import methods
 from apnb.datasets import Batches
 from apnb.errors import Invalid
 from apnb.events import Batch, Epoch, Finished, Pruned
-from apnb.mechanisms import Admm, FixedMasks, Model, Progress, state_of
+from apnb.mechanisms import Admm, FixedMasks, Model, Progress
 from apnb.methods import pwoa, radmm
 from apnb.networks import build, layers
 from apnb.objectives import objective
 from apnb.runner import Runner
-from apnb.store import load_tree, save_tree
 from apnb.training import cosine, fit, saw_tooth, sgd
-from tests.helpers import same
+from tests.helpers import goes_on_as_if_never_stopped, record, same
 
 FILES = {"radmm": radmm, "pwoa": pwoa}
 BOTH = tuple(FILES)
@@ -764,24 +764,13 @@ def carried_out(which, resume=None):
         numbers = {"distill": 10.0, "temperature": 30.0, "sigma": 5.0, "hsic_x": 0.01, "hsic_y": 0.01}
         loss, lr = pwoa.imitation(teacher.eval(), numbers, pwoa.hidden_modules(net, digits.sample())), pwoa.late(lr)
     data = Batches(digits.train.at(slice(0, 96)), 32, seed=0, stage="test")
-    snapshots, events = [], []
-    for event in fit(net, data, loss, epochs=4, lr=lr, mechanism=mechanism, resume=resume, generator=g, optimizer=sgd):
-        if isinstance(event, Epoch):
-            snapshots.append(event.snapshot())
-        events.append((event.step, dict(event.metrics)))
-    return net, mechanism, snapshots, events
+    options = {"epochs": 4, "lr": lr, "mechanism": mechanism, "resume": resume, "generator": g, "optimizer": sgd}
+    return net, mechanism, *record(fit(net, data, loss, **options))
 
 
 @pytest.mark.parametrize("which", list(MECHANISMS))
 def test_a_stage_resumed_after_any_epoch_equals_an_uninterrupted_one_bit_for_bit(which, tmp_path):
-    net, mechanism, snapshots, events = carried_out(which)
-    for epoch, snapshot in enumerate(snapshots, 1):
-        save_tree(tmp_path / f"{epoch}", snapshot)
-        torch.manual_seed(epoch)  # the global random state must not matter
-        again, other, _, rest = carried_out(which, load_tree(tmp_path / f"{epoch}"))
-        assert same(again.state_dict(), net.state_dict())
-        assert rest == events[4 * epoch :]
-        assert same(state_of(other), state_of(mechanism))
+    goes_on_as_if_never_stopped(partial(carried_out, which), tmp_path)
 
 
 @pytest.mark.parametrize("as_released", [False, True])

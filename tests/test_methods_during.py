@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import math
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from apnb.datasets import Batches
 from apnb.errors import Invalid
 from apnb.events import Batch, Epoch, Pruned
 from apnb.masks import Target
-from apnb.mechanisms import FixedMasks, Mechanism, Model, Progress, state_of
+from apnb.mechanisms import FixedMasks, Mechanism, Model, Progress
 from apnb.methods.flyingbird import (
     FlyingBird,
     FlyingBirdPlus,
@@ -36,9 +37,8 @@ from apnb.methods.twinrep import Factors, one_based
 from apnb.networks import build, layers
 from apnb.objectives import objective
 from apnb.runner import Runner
-from apnb.store import load_tree, save_tree
 from apnb.training import bake_, fit, milestones, sgd
-from tests.helpers import same
+from tests.helpers import goes_on_as_if_never_stopped, record, same
 from tests.test_mechanisms import LAYERS, SIZES, TOTAL, Net, batch, made
 
 DIGITS = datasets.load("digits")
@@ -825,13 +825,8 @@ def trained(structure, cut, epochs=4, each=lambda mechanism, event: None, share=
     mechanism = Factors(dict(net.named_parameters()), target_of(CNN, structure, share), names, cut=cut, chance=chance)
     data = data or Batches(DIGITS.train.at(slice(0, 96)), 32, seed=0, stage="test")
     loss = objective("pgd_at", eps=0.15, steps=2, generator=chance, start="normal")
-    snapshots, events = [], []
-    for event in fit(net, data, loss, epochs=epochs, lr=one_based(0.1), mechanism=mechanism, resume=resume, generator=chance):
-        each(mechanism, event)
-        if isinstance(event, Epoch):
-            snapshots.append(event.snapshot())
-        events.append((event.step, dict(event.metrics)))
-    return net, mechanism, snapshots, events
+    options = {"epochs": epochs, "lr": one_based(0.1), "mechanism": mechanism, "resume": resume, "generator": chance}
+    return net, mechanism, *record(fit(net, data, loss, **options), partial(each, mechanism))
 
 
 @pytest.mark.check("twinrep", 5)
@@ -1061,7 +1056,7 @@ BIRD_STAGES = {"by gradient": None, "at random": draw}
 @both_birds
 @pytest.mark.parametrize("growth", list(BIRD_STAGES))
 def test_a_bird_resumed_after_any_epoch_equals_an_uninterrupted_one_bit_for_bit(bird, growth, tmp_path):
-    def stage(resume=None):
+    def stage(resume):
         net, chance = build("cnn", channels=1, classes=10, seed=0), draw(11)
         params = dict(net.named_parameters())
         lacks = ideal_gas({layer.name: math.prod(layer.shape) for layer in CNN}, 0.8)
@@ -1074,38 +1069,17 @@ def test_a_bird_resumed_after_any_epoch_equals_an_uninterrupted_one_bit_for_bit(
         def watch(model, at):  # best in the third of five epochs
             return {"val_pgd": 1 - abs(at.epoch - 2) / 10, "val_loss": float(at.epoch % 3)}
 
-        snapshots, events = [], []
-        for event in fit(
-            net, data, loss, epochs=5, lr=milestones(0.1, 0.5, 0.75), mechanism=mechanism, validate=watch, select="val_pgd",
-            resume=resume, generator=chance,
-        ):  # fmt: skip
-            if isinstance(event, Epoch):
-                snapshots.append(event.snapshot())
-            events.append((event.step, dict(event.metrics)))
-        return net, mechanism, snapshots, events
+        options = {"mechanism": mechanism, "validate": watch, "select": "val_pgd", "resume": resume, "generator": chance}
+        return net, mechanism, *record(fit(net, data, loss, epochs=5, lr=milestones(0.1, 0.5, 0.75), **options))
 
-    net, mechanism, snapshots, events = stage()
+    _, mechanism, snapshots, _ = goes_on_as_if_never_stopped(stage, tmp_path)
     assert mechanism.rewirings == snapshots[2]["mechanism"]["rewirings"] > 0
-    for epoch, snapshot in enumerate(snapshots, 1):
-        save_tree(tmp_path / f"{epoch}", snapshot)
-        torch.manual_seed(epoch)
-        again, other, _, rest = stage(load_tree(tmp_path / f"{epoch}"))
-        assert same(again.state_dict(), net.state_dict())
-        assert same(state_of(other), state_of(mechanism))
-        assert rest == events[4 * epoch :]
 
 
 @both_products
 @pytest.mark.parametrize("cut", [1, 2, 4])
 def test_twins_resumed_after_any_epoch_equal_uninterrupted_ones_bit_for_bit(structure, cut, tmp_path):
-    net, mechanism, snapshots, events = trained(structure, cut)
-    for epoch, snapshot in enumerate(snapshots, 1):
-        save_tree(tmp_path / f"{epoch}", snapshot)
-        torch.manual_seed(epoch)
-        again, other, _, rest = trained(structure, cut, resume=load_tree(tmp_path / f"{epoch}"))
-        assert same(again.state_dict(), net.state_dict())
-        assert same(state_of(other), state_of(mechanism))
-        assert rest == events[4 * epoch :]
+    goes_on_as_if_never_stopped(lambda resume: trained(structure, cut, resume=resume), tmp_path)
 
 
 @pytest.mark.parametrize("method", ["flyingbird", "flyingbird+", "twinrep"])

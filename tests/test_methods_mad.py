@@ -23,9 +23,8 @@ from apnb.methods.mad import Repeated, SoftMasks, cut, damage, names_of, salienc
 from apnb.networks import build, layers
 from apnb.objectives import objective
 from apnb.runner import Runner, Stage
-from apnb.store import load_tree, save_tree
 from apnb.training import cosine, fit
-from tests.helpers import same
+from tests.helpers import goes_on_as_if_never_stopped, record, same
 
 SMALL = apnb.Budget(
     name="small", epochs=2, finetune_epochs=2, batch=64, images=128, attack_steps=3, finetune_lr=0.1, weight_decay=2e-4, check=32,
@@ -280,28 +279,15 @@ def test_the_clamp_keeps_masks_between_a_ten_thousandth_and_one_and_weights_at_t
 def test_soft_masks_resumed_after_any_epoch_equal_uninterrupted_ones_bit_for_bit(optimizer, tmp_path):
     data = Batches(apnb.datasets.load("digits").train.at(slice(0, 96)), 32, seed=0, stage="test")
 
-    def carried_out(resume=None):
+    def carried_out(resume):
         net, g = build("cnn", channels=1, classes=10), draw(11)
         params = dict(net.named_parameters())
         mechanism = SoftMasks(params, tuple(n for n in params if not n.startswith("bn")))
-        snapshots, events = [], []
         loss = objective("pgd_at", eps=0.15, steps=2, generator=g)
-        for event in fit(
-            net, data, loss, epochs=3, lr=cosine(0.1), mechanism=mechanism, optimizer=optimizer, bn="eval", resume=resume, generator=g
-        ):  # fmt: skip
-            if isinstance(event, Epoch):
-                snapshots.append(event.snapshot())
-            events.append((event.step, dict(event.metrics)))
-        return dict(net.state_dict()), state_of(mechanism), snapshots, events
+        options = {"mechanism": mechanism, "optimizer": optimizer, "bn": "eval", "resume": resume, "generator": g}
+        return net, mechanism, *record(fit(net, data, loss, epochs=3, lr=cosine(0.1), **options))
 
-    state, masks, snapshots, events = carried_out()
-    for epoch, snapshot in enumerate(snapshots, 1):
-        save_tree(tmp_path / f"{epoch}", snapshot)
-        torch.manual_seed(epoch)
-        again, others, _, rest = carried_out(load_tree(tmp_path / f"{epoch}"))
-        assert same(again, state)
-        assert same(others, masks)
-        assert rest == events[4 * epoch :]
+    masks = state_of(goes_on_as_if_never_stopped(carried_out, tmp_path)[1])
     other = SoftMasks(dict(build("cnn", channels=1, classes=10).named_parameters()), tuple(masks["q"]))
     tensors = dict(other.q)
     load_state(other, masks)

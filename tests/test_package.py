@@ -33,7 +33,7 @@ def test_every_public_name_can_be_had():
 
 ALLOWED = {
     "errors": set(), "paths": {"errors"}, "events": set(), "taxonomy": {"errors", "paths"}, "masks": {"errors", "networks"},
-    "chance": set(), "networks": {"chance", "errors"}, "datasets": {"chance", "errors", "paths"}, "mechanisms": {"masks"},
+    "chance": set(), "networks": {"chance", "errors"}, "datasets": {"chance", "errors", "paths"}, "mechanisms": {"chance", "masks"},
     "attacks": {"attacks", "chance", "errors"}, "copies": {"devices", "errors", "networks"},
     "verdicts": {"attacks", "copies", "errors", "events"}, "diagnostics": {"attacks", "chance", "copies", "errors"},
     "curves": {"errors", "pickles", "store", "verdicts"}, "pickles": {"errors"}, "weights": {"errors", "pickles"},
@@ -43,13 +43,15 @@ ALLOWED = {
     },
     "report": {"errors", "evaluation", "plots"},
     "objectives": {"attacks", "errors", "mechanisms"}, "training": {"errors", "events", "mechanisms", "objectives"},
-    "criteria": {"criteria", "errors", "masks", "mechanisms", "recipes"}, "recipes": {"errors", "presets", "taxonomy"}, "presets": set(),
+    "criteria": {"chance", "criteria", "errors", "masks", "mechanisms", "recipes"},
+    "recipes": {"errors", "presets", "taxonomy"}, "presets": set(),
     "evaluation": {
         "attacks", "chance", "copies", "curves", "datasets", "devices", "diagnostics", "errors", "events", "networks", "store", "verdicts",
     },
     "devices": {"errors"}, "store": {"errors", "recipes"},
     "methods": {
-        "attacks", "chance", "copies", "errors", "events", "masks", "mechanisms", "networks", "objectives", "runner", "training",
+        "attacks", "chance", "copies", "errors", "events", "masks", "mechanisms", "networks", "objectives", "pipelines", "runner",
+        "training",
     },
     "pipelines": {"criteria", "events", "masks", "mechanisms", "training", "runner"},
     "runner": {

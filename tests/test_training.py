@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -19,8 +20,8 @@ from apnb.masks import Target
 from apnb.mechanisms import Admm, Connectivity, Dynamic, FixedMasks, LearnedScores, Mechanism, Progress
 from apnb.networks import build, layers
 from apnb.objectives import objective
-from apnb.store import load_tree, save_tree
 from apnb.training import Model, accuracy, cosine, fit, mean_statistic, milestones, one_cycle, saw_tooth
+from tests.helpers import goes_on_as_if_never_stopped, record, same
 
 EPS = 0.15
 DIGITS = datasets.load("digits")
@@ -46,10 +47,6 @@ def loss(key="pgd_at", generator=None):
 
 def state(net):
     return {n: t.detach().clone() for n, t in net.state_dict().items()}
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
 
 
 class Only(Mechanism):
@@ -268,31 +265,13 @@ def carried_out(which, resume=None):
     """A stage of three epochs from the start or from a snapshot: the network, the mechanism and the events."""
     net, g = made(), draw(11)
     mechanism = MECHANISMS[which](net, g)
-    snapshots, events = [], []
-    for event in fit(
-        net, data(), loss(generator=g), epochs=3, lr=one_cycle(0.1), mechanism=mechanism, resume=resume, generator=g
-    ):
-        if isinstance(event, Epoch):
-            snapshots.append(event.snapshot())
-        events.append((event.step, dict(event.metrics)))
-    return net, mechanism, snapshots, events
+    options = {"epochs": 3, "lr": one_cycle(0.1), "mechanism": mechanism, "resume": resume, "generator": g}
+    return net, mechanism, *record(fit(net, data(), loss(generator=g), **options))
 
 
 @pytest.mark.parametrize("which", list(MECHANISMS))
 def test_a_stage_resumed_after_any_epoch_equals_an_uninterrupted_one_bit_for_bit(which, tmp_path):
-    from apnb.mechanisms import state_of
-
-    net, mechanism, snapshots, events = carried_out(which)
-    for epoch, snapshot in enumerate(snapshots, 1):
-        save_tree(tmp_path / f"{epoch}", snapshot)
-        torch.manual_seed(epoch)  # the global random state must not matter
-        again, other, _, rest = carried_out(which, load_tree(tmp_path / f"{epoch}"))
-        assert same(state(again), state(net))
-        assert rest == events[4 * epoch :]
-        if mechanism is not None:
-            save_tree(tmp_path / "a", state_of(mechanism))
-            save_tree(tmp_path / "b", state_of(other))
-            assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    goes_on_as_if_never_stopped(partial(carried_out, which), tmp_path)
 
 
 def test_a_snapshot_in_memory_can_be_resumed_from_twice():

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from apnb.chance import normal, uniform
+
 Logits = Callable[[Tensor], Tensor]
 
 
@@ -22,15 +24,15 @@ def divergence_from(clean: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda logits, _: F.kl_div(logits.log_softmax(1), p, log_target=True, reduction="sum")
 
 
-def uniform_start(x: Tensor, eps: float, generator: torch.Generator) -> Tensor:
-    """x plus uniform noise in [-eps, eps], clipped to [0, 1]."""
-    noise = torch.rand(x.shape, generator=generator, device=generator.device).to(x.device)
-    return (x + (2 * noise - 1) * eps).clamp(0, 1)
+def uniform_start(x: Tensor, eps: float, generator: torch.Generator, *, clip: bool = True) -> Tensor:
+    """x plus uniform noise in [-eps, eps], clipped to [0, 1] unless ``clip`` is False."""
+    start = x + (2 * uniform(x, generator) - 1) * eps
+    return start.clamp(0, 1) if clip else start
 
 
 def normal_start(x: Tensor, generator: torch.Generator, std: float = 1e-3) -> Tensor:
     """x plus a little normal noise, unclipped: where TRADES starts, since its gradient is zero at x itself."""
-    return x + std * torch.randn(x.shape, generator=generator, device=generator.device).to(x.device)
+    return x + std * normal(x, generator)
 
 
 def project(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:

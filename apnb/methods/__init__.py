@@ -1,7 +1,7 @@
 """The surveyed methods, one file each: what a method adds to the grammar, with its equations and their source.
 
 A file has a function `stages`, written against an `apnb.runner.Runner`: a generator of named stages that returns the masks. The
-numbers are in `apnb.presets`. No file here imports another.
+numbers are in `apnb.presets`. No file here imports another: what two of them share stands in the modules that all may use.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from apnb.attacks.pgd import ascend, uniform_start
-from apnb.chance import generator
+from apnb.chance import generator, uniform
 from apnb.errors import Invalid
 from apnb.masks import Masks
 from apnb.mechanisms import Mechanism, Model, Params, Progress
@@ -149,8 +149,7 @@ class FlyingBird(Mechanism):
             if self.chance is None:
                 self.masks[name] = with_largest(left, w.grad.abs(), int(born))
             else:
-                drawn = torch.rand(mask.shape, generator=self.chance, device=self.chance.device).to(mask.device)
-                self.masks[name] = left | (drawn < born / (n - active + dying))
+                self.masks[name] = left | (uniform(mask, self.chance) < born / (n - active + dying))
 
 
 class FlyingBirdPlus(FlyingBird):

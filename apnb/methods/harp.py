@@ -37,7 +37,7 @@ which mixes channels.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -48,10 +48,10 @@ from torch import Tensor, nn
 from apnb.masks import Masks, Target, expand
 from apnb.mechanisms import Group, Mechanism, Params, Progress, scaled, through
 from apnb.networks import Layer
-from apnb.training import cosine, late_cosine
+from apnb.pipelines import scored
 
 if TYPE_CHECKING:
-    from apnb.runner import Runner, Stage
+    from apnb.runner import Runner
 
 
 def operations(layers: tuple[Layer, ...], inputs: list, outputs: list):
@@ -82,7 +82,7 @@ class LearnedShares(Mechanism):
             was met once is ready to be the result.
     """
 
-    constant = ("target", "norms", "lowest", "gamma", "kept", "follows", "full", "released")
+    constant = ("target", "sizes", "norms", "lowest", "gamma", "kept", "follows", "full", "released")
     unready = (
         "the size never came down to the budget while shares were learnt: give more search_epochs (Budget) or a larger gamma"
     )
@@ -98,7 +98,7 @@ class LearnedShares(Mechanism):
         start: float,
         released: bool = False,
     ):
-        self.target, self.norms, self.gamma = target, norms, gamma
+        self.target, self.sizes, self.norms, self.gamma = target, target.sizes(), norms, gamma
         self.kept = 1 - target.sparsity
         self.lowest = alpha * self.kept
         first = start if start >= self.kept * (1 - 1e-6) else (1 + self.kept) / 2
@@ -121,11 +121,10 @@ class LearnedShares(Mechanism):
 
     def counts(self, shares: Mapping[str, Tensor]) -> dict[str, int]:
         """Units to drop in each layer."""
-        sizes = self.target.sizes()
-        k = dict(zip(sizes, torch.stack([shares[n].detach() for n in sizes]).cpu(), strict=True))
+        k = dict(zip(self.sizes, torch.stack([shares[n].detach() for n in self.sizes]).cpu(), strict=True))
         if self.target.structure == "weights":
-            return {n: min(int((1 - k[n]) * size), size - 1) for n, size in sizes.items()}
-        return {n: size - max(1, round(float(k[n]) * size)) for n, size in sizes.items()}
+            return {n: min(int((1 - k[n]) * size), size - 1) for n, size in self.sizes.items()}
+        return {n: size - max(1, round(float(k[n]) * size)) for n, size in self.sizes.items()}
 
     def masks(self) -> Masks:
         """The masks of the present scores and shares, in the weights' shapes."""
@@ -143,7 +142,7 @@ class LearnedShares(Mechanism):
 
     def _full(self) -> float:
         if self.target.structure == "weights":
-            return float(sum(self.target.sizes().values()))
+            return float(sum(self.sizes.values()))
         layers = self.target.layers
         few = lambda n: max(1, round(self.kept * n))  # noqa: E731 - one channel always stays
         ins = [few(layer.shape[1]) if layer.name in self.q else layer.shape[1] for layer in layers]
@@ -154,7 +153,7 @@ class LearnedShares(Mechanism):
         """What the present shares keep of the whole: r, or, for channels, K times their operations over those of the target."""
         shares = self.shares()
         if self.target.structure == "weights":
-            return sum(k * self.target.sizes()[n] for n, k in shares.items()) / self.full
+            return sum(k * self.sizes[n] for n, k in shares.items()) / self.full
         layers = self.target.layers
         ins = [shares.get(layer.name, 1.0) * layer.shape[1] for layer in layers]
         outs = [shares.get(after.name, 1.0) * layer.shape[0] for layer, after in pairwise(layers)]
@@ -193,32 +192,16 @@ def first_scores(params: Params, target: Target, mixed: bool = False) -> Params:
 
 def stages(run: Runner):
     """Pretrain, learn scores and shares, fine-tune."""
-    r, b, c = run.recipe, run.budget, run.constants
-    schedule = late_cosine if r.as_released else cosine
-    target = run.target(r.sparsity)
+    c, target = run.constants, run.target(run.recipe.sparsity)
     target.sizes()  # refuses at once what has no such units
 
-    def loss(s: Stage, key: str):
-        return run.objective(key, s, passes=("before", "after") if r.as_released else ())
-
-    def pretrain(s: Stage):
-        yield from run.fit(s, loss(s, r.pretraining), epochs=b.epochs, lr=schedule(b.lr))
-
-    def prune(s: Stage):
-        numbers = {"gamma": c["gamma"], "alpha": c["alpha"], "start": c["start"], "released": r.as_released}
+    def prune(fit: Callable):
+        numbers = {"gamma": c["gamma"], "alpha": c["alpha"], "start": c["start"], "released": run.recipe.as_released}
         mechanism = LearnedShares(run.params(), target, run.norms, **numbers)
-        yield from run.fit(
-            s, loss(s, r.pruning_step), epochs=b.search_epochs, lr=schedule(b.lr), mechanism=mechanism, select="val_pgd",
-            watch=lambda model, at: run.validate_attacked(model, at) | {"size": mechanism.size().item()},
-        )  # fmt: skip
+        watch = lambda model, at: run.validate_attacked(model, at) | {"size": mechanism.size().item()}  # noqa: E731
+        yield from fit(mechanism=mechanism, watch=watch, select="val_pgd")
         masks = mechanism.masks()
         yield run.pruned(masks, target)
         return masks
 
-    def finetune(s: Stage):
-        yield from run.fit_masked(s, masks, loss(s, r.finetuning), epochs=b.finetune_epochs, lr=schedule(b.finetune_lr))
-
-    yield from run.stage("pretraining", pretrain, method=r.method, objective=r.pretraining, as_released=r.as_released)
-    masks = yield from run.stage("pruning", prune)
-    yield from run.stage("finetuning", finetune)
-    return masks
+    return scored(run, prune)

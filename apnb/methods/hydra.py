@@ -23,15 +23,16 @@ for its log and its KL), and the rate of epoch e is 0.5 (1 + cos(pi (e - 1) / E)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from apnb.masks import Target, truncated_counts
 from apnb.mechanisms import LearnedScores
-from apnb.training import cosine, late_cosine
+from apnb.pipelines import scored
 
 if TYPE_CHECKING:
-    from apnb.runner import Runner, Stage
+    from apnb.runner import Runner
 
 
 def target(run: Runner) -> Target:
@@ -42,27 +43,13 @@ def target(run: Runner) -> Target:
 
 def stages(run: Runner):
     """Pretrain, learn the scores, fine-tune."""
-    r, b = run.recipe, run.budget
-    schedule = late_cosine if r.as_released else cosine
 
-    def loss(s: Stage, key: str):
-        return run.objective(key, s, passes=("before", "after") if r.as_released else ())
-
-    def pretrain(s: Stage):
-        yield from run.fit(s, loss(s, r.pretraining), epochs=b.epochs, lr=schedule(b.lr))
-
-    def prune(s: Stage):
+    def prune(fit: Callable):
         chosen = target(run)
         mechanism = LearnedScores(run.params(), chosen, run.norms)
-        yield from run.fit(s, loss(s, r.pruning_step), epochs=b.search_epochs, lr=schedule(b.lr), mechanism=mechanism)
+        yield from fit(mechanism=mechanism)
         masks = chosen.select({n: score.detach().abs() for n, score in mechanism.scores.items()})
         yield run.pruned(masks, chosen)
         return masks
 
-    def finetune(s: Stage):
-        yield from run.fit_masked(s, masks, loss(s, r.finetuning), epochs=b.finetune_epochs, lr=schedule(b.finetune_lr))
-
-    yield from run.stage("pretraining", pretrain, method=r.method, objective=r.pretraining, as_released=r.as_released)
-    masks = yield from run.stage("pruning", prune)
-    yield from run.stage("finetuning", finetune)
-    return masks
+    return scored(run, prune)

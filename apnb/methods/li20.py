@@ -24,7 +24,6 @@ data set's own augmentation is used.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -33,9 +32,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from apnb.chance import normal, uniform
 from apnb.masks import Masks, Target, percentile_counts
 from apnb.mechanisms import FixedMasks, Params, Progress
-from apnb.networks import VGG, norms_behind
+from apnb.networks import VGG, bias_of, norms_behind
 from apnb.training import bake_, milestones
 
 if TYPE_CHECKING:
@@ -47,14 +47,13 @@ def draw_(run: Runner, generator: torch.Generator) -> None:
     """Put new first weights into the network; statistics of norms start anew too."""
     params, vgg = run.params(), isinstance(run.net, VGG)
     for layer in run.layers:
-        shape, fan_in = layer.shape, math.prod(layer.shape[1:])
+        w = params[layer.name]
         if layer.kind == "conv":
-            w = torch.randn(shape, generator=generator, device=generator.device) * (2 / (shape[0] * math.prod(shape[2:]))) ** 0.5
+            w.copy_(normal(w, generator) * (2 / (len(w) * w[0, 0].numel())) ** 0.5)
         elif vgg:
-            w = torch.randn(shape, generator=generator, device=generator.device) * 0.01
+            w.copy_(normal(w, generator) * 0.01)
         else:
-            w = (2 * torch.rand(shape, generator=generator, device=generator.device) - 1) / fan_in**0.5
-        params[layer.name].copy_(w)
+            w.copy_((2 * uniform(w, generator) - 1) / w.shape[1] ** 0.5)
         if (bias := bias_of(layer.name)) in params:
             params[bias].zero_()
     for name in run.norms:
@@ -62,11 +61,6 @@ def draw_(run: Runner, generator: torch.Generator) -> None:
     for module in run.net.modules():
         if isinstance(module, nn.modules.batchnorm._NormBase):
             module.reset_running_stats()
-
-
-def bias_of(weight: str) -> str:
-    """Name of a layer's bias, from that of its weight."""
-    return weight.removesuffix("weight") + "bias"
 
 
 def relative(params: Params, target: Target) -> Params:

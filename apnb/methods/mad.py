@@ -50,11 +50,11 @@ from apnb.copies import full_precision
 from apnb.events import Batch, Event
 from apnb.masks import Masks, select
 from apnb.mechanisms import FixedMasks, Group, Mechanism, Model, Params, Progress, through
+from apnb.networks import Layer, bias_of
 from apnb.objectives import evaluating
 from apnb.training import bake_, fit, milestones
 
 if TYPE_CHECKING:
-    from apnb.networks import Layer
     from apnb.runner import Runner, Stage
 
 LOWEST, ONE = (math.log(math.expm1(m)) for m in (1e-4, 1.0))  # where softplus(q) is 1e-4 and 1: the clamp (code)
@@ -62,7 +62,7 @@ LOWEST, ONE = (math.log(math.expm1(m)) for m in (1e-4, 1.0))  # where softplus(q
 
 def names_of(layer: Layer, params: Params) -> tuple[str, ...]:
     """The layer's parameters: its weight and, where it has one, its bias."""
-    bias = layer.name.removesuffix("weight") + "bias"
+    bias = bias_of(layer.name)
     return (layer.name, bias) if bias in params else (layer.name,)
 
 

@@ -26,14 +26,11 @@ attacked images keeps the schedule and the training mode. With which objective t
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from apnb.errors import Invalid
-from apnb.masks import Target
 from apnb.mechanisms import Mechanism, Params, Progress
 from apnb.training import milestones
 
@@ -69,20 +66,10 @@ class EarlyBird(Mechanism):
             self.done = len(self.queue) == self.window and max(self.distances(), default=0.0) <= self.threshold
 
 
-def target(run: Runner) -> Target:
-    """The round(p N) smallest of the network, wherever they are."""
-    plain = run.target(run.recipe.sparsity)
-    total = sum(plain.sizes().values())
-    drop = round(plain.sparsity * total)
-    if drop == total:
-        raise Invalid(f"a sparsity of {plain.sparsity:g} leaves none of the {total} weights of this network; ask for less")
-    return replace(plain, counts=drop, spare=False)
-
-
 def stages(run: Runner):
     """Wait for the early bird and cut, train what is left."""
     r, b, c = run.recipe, run.budget, run.constants
-    chosen = target(run)
+    chosen = run.target(r.sparsity).unguarded()
     schedule = milestones(b.lr, 0.25 if r.as_released else 0.5, 0.75)
 
     def loss(s: Stage, key: str):

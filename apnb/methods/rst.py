@@ -29,8 +29,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from apnb.chance import uniform
 from apnb.masks import truncated_counts
 from apnb.mechanisms import LearnedScores, Params
+from apnb.networks import bias_of
 from apnb.training import bake_, milestones
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ def sign_constants_(params: Params, names: tuple[str, ...], norms: tuple[str, ..
     """The weights in ``names`` to +-sqrt(2 / fan_in) by their sign and their biases to 0, ``norms`` to 1 and 0; the rest stays."""
     for n in names:
         params[n].copy_(torch.where(params[n] < 0, -1.0, 1.0) * (2 / params[n][0].numel()) ** 0.5)
-        if (bias := n.removesuffix("weight") + "bias") in params:
+        if (bias := bias_of(n)) in params:
             params[bias].zero_()
     for n in norms:
         params[n].fill_(1.0 if n.endswith("weight") else 0.0)
@@ -50,12 +52,7 @@ def sign_constants_(params: Params, names: tuple[str, ...], norms: tuple[str, ..
 
 def first_scores(params: Params, names: tuple[str, ...], generator: torch.Generator) -> Params:
     """Uniform on +-1/sqrt(fan_in), the shape of the weights."""
-
-    def uniform(w: torch.Tensor) -> torch.Tensor:
-        draw = torch.rand(w.shape, generator=generator, device=generator.device).to(w.device)
-        return (2 * draw - 1) / w[0].numel() ** 0.5
-
-    return {n: uniform(params[n]) for n in names}
+    return {n: (2 * uniform(params[n], generator) - 1) / params[n][0].numel() ** 0.5 for n in names}
 
 
 def stages(run: Runner):
