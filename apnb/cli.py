@@ -171,9 +171,12 @@ def sweep(
 
 def evaluate(
     what: Annotated[
-        str, "A run's key (see 'apnb runs list'), a published network's (see 'apnb checkpoints list'), a file of weights, package:factory."
+        str,
+        "A run's key (see 'apnb runs list'), a published network's (see 'apnb checkpoints list'), a file of weights, package:factory.",
     ],
-    data: Annotated[str | None, "digits, cifar10, svhn, folder:PATH or npz:PATH (default: the network's own, else digits)."] = None,
+    data: Annotated[
+        str | None, "digits, cifar10, svhn, folder:PATH or npz:PATH (default: the network's own, else digits)."
+    ] = None,
     network: Annotated[
         str | None, "What the plain weights of a file belong to: resnet18, vgg16, cnn, resnet8 or package:factory."
     ] = None,
@@ -286,7 +289,9 @@ class Network:
             if isinstance(found.key, checkpoints.Entry):
                 self.published = {"key": found.key.text, "clean": found.key.clean, "robust": found.key.robust}
             note(f"{found.path.name}: {found.layout}")
-            note(f"measured: {found.sparsity.units:.2%} of the {found.key.units} removed, {found.sparsity.weights:.2%} of all weights")
+            note(
+                f"measured: {found.sparsity.units:.2%} of the {found.key.units} removed, {found.sparsity.weights:.2%} of all weights"
+            )
             for sentence in (*found.notes, *found.doubts):
                 note(sentence)
         elif Path(what).is_file():

@@ -318,14 +318,16 @@ def misfit(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]])
 def candidates(state: Mapping[str, Tensor], form: str, classes: int = 10, channels: int = 3) -> dict[str, str]:
     """Method -> network, for the surveyed methods whose files hold such a state; masks and scores are looked at by name only."""
     try:
-        plain, _ = effective(state, form, 1.0)
+        plain, norm = effective(state, form, 1.0)
     except Invalid:
         return {}
     return {
         method: network
         for method, published in PUBLISHED.items()
         for network in ("resnet18", "vgg16")
-        if form in published.forms and not misfit(plain, shapes(method, network, channels, classes))
+        if form in published.forms
+        and (norm is None or published.normalize)
+        and not misfit(plain, shapes(method, network, channels, classes))
     }
 
 

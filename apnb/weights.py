@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import pickle
 import pickletools
+import re
 import stat
 import threading
 import zipfile
@@ -34,6 +35,8 @@ MAX_WORK = 1 << 22
 network and its optimizer comes to some ten thousands."""
 MAX_WIDE = 100
 """How many integers beyond 64 bits it may hold: a dict of many with one hash would take hours."""
+MAX_HASHED = 4096
+"""How many objects it may give to a set or dict at once; the keys of its dicts are single words and numbers, for the same reason."""
 MAX_NAME = 200
 
 
@@ -56,7 +59,8 @@ def _empty(*_: Any) -> dict:
 
 
 _HARMLESS = (
-    "argparse.Namespace", "pathlib.PosixPath", "pathlib.WindowsPath", "numpy.dtype", "numpy.ndarray", "builtins.list", "builtins.int",
+    "argparse.Namespace", "pathlib.PosixPath", "pathlib.WindowsPath", "numpy.dtype", "numpy.ndarray",
+    "builtins.list", "builtins.int", "builtins.dict",
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
 )  # fmt: skip
 _KNOWN = {
@@ -67,6 +71,8 @@ _KNOWN = {
     *(f"torch.{dtype}" for dtype in ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")),
 }  # fmt: skip
 """Names that a pickle may mention. Those in `_HARMLESS` become `Inert`; torch knows the others, all of them data."""
+_TRAINING = re.compile(r"torch\.optim\.[\w.]+|[\w.]+\.(Cosine|Linear)Decay")
+"""Likewise `Inert`: schedules and optimizers saved whole; Flying Bird keeps the schedule of its rate of change beside the weights."""
 _LOCK = threading.Lock()  # torch keeps its list of allowed names for the whole process
 
 
@@ -148,13 +154,14 @@ def _loaded(path: Path) -> Any:
             if path.suffix == ".safetensors":
                 return _safetensors(path)
             if head[:2] == b"PK":
-                _check_archive(path, file, about.st_size)
+                named = _check_archive(path, file, about.st_size)
             else:
                 file.seek(0)
-                for _ in range(5):  # the old format: three pickles about the writer, the objects, the names of the storages
-                    _check_names(path, file)
+                # the old format: three pickles about the writer, the objects, the names of the storages
+                named = set().union(*(_check_names(path, file) for _ in range(5)))
             rest = about.st_size - file.tell()
-        stand_ins = [*((Inert, name) for name in _HARMLESS), (_empty, "collections.defaultdict")]
+        inert = {*_HARMLESS, *(name for name in named if _TRAINING.fullmatch(name))}
+        stand_ins = [*((Inert, name) for name in inert), (_empty, "collections.defaultdict")]
         with _LOCK, torch.serialization.safe_globals(stand_ins):
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=head[:2] == b"PK")
         if head[:2] != b"PK" and _stored(found) > rest:  # a storage that the old format does not list would be memory as it was
@@ -204,8 +211,8 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
     return load_file(path)
 
 
-def _check_archive(path: Path, file: BinaryIO, size: int) -> None:
-    """An archive as torch writes it, whose objects mention nothing but tensors and what is harmless."""
+def _check_archive(path: Path, file: BinaryIO, size: int) -> set[str]:
+    """An archive as torch writes it, whose objects mention nothing but tensors and what is harmless: the names they mention."""
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
         names = [entry.filename for entry in entries]
@@ -230,46 +237,57 @@ def _check_archive(path: Path, file: BinaryIO, size: int) -> None:
             raise Invalid(f"{path} is an archive without weights in it ({len(names)} entries); give what torch.save wrote")
         if wrong := archive.testzip():
             raise Invalid(f"{path} is damaged: the checksum of {wrong} is wrong; fetch it again")
-        _check_names(path, io.BytesIO(archive.read(inner[0])))
+        return _check_names(path, io.BytesIO(archive.read(inner[0])))
 
 
-def _check_names(path: Path, stream: BinaryIO) -> None:
-    """Walk over one pickle without building anything: what it mentions, and how large it would grow."""
-    stack: list[int] = []  # of every object the number of objects in it
+def _check_names(path: Path, stream: BinaryIO) -> set[str]:
+    """Walk over one pickle without building anything: the names it mentions, and how large and how slow it would grow."""
+    found: set[str] = set()
+    stack: list[tuple[int, str]] = []  # of every object the number of objects in it, and the name it is
     marks: list[int] = []
-    memo: dict[int, int] = {}
+    memo: dict[int, tuple[int, str]] = {}
     wide = 0
     for instruction, argument, _ in _instructions(path, stream):
-        name = instruction.name
-        if name in ("GLOBAL", "INST", "STACK_GLOBAL"):
-            named = str(argument).replace(" ", ".") if argument else "something it puts together"
-            if named.replace("__builtin__.", "builtins.", 1) not in _KNOWN:
-                raise Invalid(
-                    f"{path} names {short(named)}, which is code or unknown here; nothing of it was run: save the weights alone, "
-                    "torch.save(net.state_dict(), ...)"
-                )
-        if name == "MARK":
+        op, called = instruction.name, ""
+        if op == "MARK":
             marks.append(len(stack))
             continue
-        if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+        if op in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
             memo[len(memo) if argument is None else argument] = stack[-1]
             continue
-        before = [item.name for item in instruction.stack_before]
-        taken = 0
+        if op in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(memo[argument])
+            continue
+        before, taken = [item.name for item in instruction.stack_before], []
         if "mark" in before:
             at = marks.pop()
-            taken, stack[at:] = sum(stack[at:]), []
+            taken, stack[at:] = stack[at:], []
             before = before[: before.index("mark")]
+        keys = taken[::2] if op in ("SETITEMS", "DICT") else stack[-2:-1] if op == "SETITEM" else []
         for _ in before:
-            taken += stack.pop()
-        if name in ("GET", "BINGET", "LONG_BINGET"):
-            taken = memo[argument]
-        if name == "REDUCE":
-            taken *= 2
+            taken.append(stack.pop())
+        work = sum(size for size, _ in taken)
+        if op in ("GLOBAL", "INST", "STACK_GLOBAL"):
+            called = (
+                str(argument).replace(" ", ".").replace("__builtin__.", "builtins.", 1) if argument else "what it puts together"
+            )
+            found.add(called)
+            if called not in _KNOWN and not _TRAINING.fullmatch(called):
+                raise Invalid(
+                    f"{path} names {short(called)}, which is code or unknown here; nothing of it was run: save the weights alone, "
+                    "torch.save(net.state_dict(), ...)"
+                )
+        if op == "REDUCE":
+            (given, _), (_, function) = taken
+            hashed = function in ("collections.OrderedDict", "collections.Counter", "builtins.set") and given > MAX_HASHED
+            work = 2 * work
+        else:
+            hashed = any(size > 1 for size, _ in keys)
         wide += isinstance(argument, int) and argument.bit_length() > 64
-        if taken > MAX_WORK or wide > MAX_WIDE:
-            raise Invalid(f"{path} describes more objects than a network has and was not read; give the weights alone")
-        stack += [taken + 1] * len(instruction.stack_after)
+        if hashed or work > MAX_WORK or wide > MAX_WIDE:
+            raise Invalid(f"{path} describes other or more objects than a network has and was not read; give the weights alone")
+        stack += [(work + 1, called)] * len(instruction.stack_after)
+    return found
 
 
 def _instructions(path: Path, stream: BinaryIO) -> Iterator:

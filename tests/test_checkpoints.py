@@ -201,6 +201,18 @@ def test_a_file_says_what_it_is_and_what_it_does_not_say(tmp_path):
     assert len(found.notes) == 2 and abs(found.sparsity.units - 0.99) < 1e-3
 
 
+class CosineDecay:
+    """A schedule with an optimizer of its own, as the Flying Bird code may keep it beside the weights."""
+
+    def __init__(self):
+        self.sgd = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+
+
+def test_a_schedule_saved_whole_beside_the_weights_stays_what_it_is_bytes(tmp_path):
+    torch.save({"state_dict": STATE, "mask_info": {"decay": CosineDecay()}}, tmp_path / "w.tar")
+    assert same(checkpoints.read(tmp_path / "w.tar"), dict(STATE))
+
+
 def test_a_plain_file_of_unknown_origin_needs_no_word(tmp_path):
     torch.save(build("resnet18", channels=3, classes=10).state_dict(), tmp_path / "w.pt")
     found = checkpoints.open_checkpoint(tmp_path / "w.pt")

@@ -274,7 +274,10 @@ def test_a_file_put_there_by_hand_is_recorded_and_taken(server, folder):
     folder.mkdir()
     (folder / NAME).write_bytes(NEW)
     assert fetch(server, folder).read_bytes() == NEW
-    assert downloads.remembered(folder) == entry(NEW, "put there by hand") and not server.log
+    by_hand = entry(NEW, "put there by hand")
+    assert downloads.remembered(folder) == by_hand and not server.log
+    downloads.fetch("other", server.url, folder, page=PAGE)
+    assert downloads.remembered(folder) == by_hand | {"other": entry(OLD, server.url)[NAME]}
 
 
 @pytest.mark.parametrize("body, reason", [(QUOTA.encode(), "is a web page"), (b"", "is empty"), (b"{}", "is a web page")])
@@ -365,6 +368,7 @@ def test_two_processes_at_once_download_once(server, folder):
     server.released.set()
     assert [p.communicate(timeout=120) for p in (first, second)] == [(f"{folder / NAME}\n", "")] * 2
     assert [r["range"] is None for r in server.log] == [True, False] and (folder / NAME).read_bytes() == OLD
+    assert downloads.remembered(folder) == entry(OLD, server.url)
 
 
 def test_ctrl_c_keeps_what_came_and_another_process_goes_on(server, folder):
