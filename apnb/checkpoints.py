@@ -7,6 +7,7 @@ data, structure (US weights, S whole filters or channels), sparsity in per cent.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 import os
@@ -40,8 +41,8 @@ __all__ = [
 
 NETWORKS = {"R18": "resnet18", "V16": "vgg16"}
 GROUPS = {"US": "unstructured", "S": "structured"}
-TOLERANCE = 0.01
-"""A measured sparsity further than this from the one in the key is said aloud; whole filters can be a little off."""
+TOLERANCE = 0.1
+"""How far, as a share of what should be kept, a measured sparsity can be from the one in the key before it is said aloud."""
 
 # -------------------------------------------------------------------------------------------------------------- keys and entries
 
@@ -143,20 +144,25 @@ def entries(
         sparsity: share removed.
 
     Raises:
-        Invalid: an unknown word.
+        Invalid: an unknown word, or one of which there are no networks.
     """
     wanted = {
         "method": None if method is None else taxonomy.method(method).key,
         "network": None if network is None else choose(network, NETWORKS.values(), "network of the survey"),
         "structure": None if structure is None else choose(structure, GROUPS.values(), "group of structures"),
     }
-    return tuple(
-        entry
-        for key, entry in _listed().items()
-        if key != _LOST
-        and all(value is None or getattr(entry, name) == value for name, value in wanted.items())
-        and (sparsity is None or math.isclose(entry.sparsity, sparsity))
-    )
+    listed = [entry for key, entry in _listed().items() if key != _LOST]
+    for name, value in {**wanted, "sparsity": sparsity}.items():
+        known = sorted({getattr(entry, name) for entry in listed})
+        if value is not None and value not in known:
+            raise Invalid(f"the survey published no networks with {name} {value!r}; there are {', '.join(map(str, known))}")
+    wanted["sparsity"] = sparsity
+    return tuple(e for e in listed if all(value is None or getattr(e, name) == value for name, value in wanted.items()))
+
+
+def everything() -> tuple[Entry, ...]:
+    """The 83, and the one that is not listed under its own key: all files that there are."""
+    return tuple(_listed().values())
 
 
 def frame() -> pd.DataFrame:
@@ -220,7 +226,7 @@ def _close(text: str) -> str:
 
 def is_key(text: str) -> bool:
     """Whether a text reads like a key of the survey, right or wrong."""
-    return bool(re.fullmatch(r"[A-Za-z0-9]+_[^\W_]+_(R18|V16)_[A-Za-z0-9]+_[A-Z]+_\d+", str(text).strip()))
+    return bool(re.fullmatch(r"[A-Za-z0-9]+_[^\W_]+_[A-Z]+\d+_[A-Za-z0-9]+_[A-Z]+_\d+", str(text).strip()))
 
 
 # ---------------------------------------------------------------------------------------------------------------------- fetching
@@ -254,6 +260,19 @@ def fetch(
     return _fetched(entry.file, entry.id, folder, mirror, progress)
 
 
+def find_distances(key: str) -> Entry:
+    """As `find`, of a network whose distances are listed.
+
+    Raises:
+        Invalid: as `find`; or they are not listed.
+    """
+    entry = find(key)
+    if not entry.distances_id:
+        have = sorted({e.method for e in entries() if e.distances_id})
+        raise Invalid(f"the survey lists no distances of {entry.text}; it has them for the networks of {', '.join(have)}")
+    return entry
+
+
 def fetch_distances(
     key: str,
     folder: str | Path | None = None,
@@ -268,10 +287,7 @@ def fetch_distances(
     Raises:
         Invalid: as `fetch`; or no distances are listed for this network.
     """
-    entry = find(key)
-    if not entry.distances_id:
-        have = sorted({e.method for e in entries() if e.distances_id})
-        raise Invalid(f"the survey lists no distances of {entry.text}; it has them for the networks of {', '.join(have)}")
+    entry = find_distances(key)
     return _fetched(f"{entry.text}.pickle", entry.distances_id, folder, mirror, progress)
 
 
@@ -336,11 +352,9 @@ def layout(path: str | Path) -> Layout:
 
 def _layout(state: dict[str, Tensor], wrapper: str, prefix: str) -> Layout:
     form = layouts.form_of(state)
-    classes = _classes(state)
-    fits = layouts.candidates(state, form, classes)
+    fits = layouts.candidates(state, form)
     unknown = ["the share of weights kept"] if layouts.FORMS[form].share else []
-    norms = {None if p is None else p["cifar10"] for p in (layouts.PUBLISHED[m].normalize for m in fits)}
-    if norms - {None} and "normalize.mean" not in state:
+    if any(layouts.PUBLISHED[m].normalize for m in fits) and "normalize.mean" not in layouts.skeleton(state, form):
         unknown.append("how the images are normalised")
     if len({str(layouts.options(m, n)) for m, n in fits.items()}) > 1:
         unknown.append("which pooling stands before the classifier")
@@ -348,14 +362,6 @@ def _layout(state: dict[str, Tensor], wrapper: str, prefix: str) -> Layout:
     total = sum(t.numel() for t in weights)
     zeros = sum(int((t == 0).sum()) for t in weights) / total if total else 0.0
     return Layout(wrapper, prefix, form, next(iter(fits.values()), ""), tuple(fits), len(state), zeros, tuple(unknown))
-
-
-def _classes(state: dict[str, Tensor]) -> int:
-    """Rows of the last weight matrix (or 1x1 convolution) in the file."""
-    heads = [
-        t for n, t in state.items() if n.endswith((".weight", ".weight_orig")) and t.ndim > 1 and t.shape[2:] in ((), (1, 1))
-    ]
-    return len(heads[-1]) if heads and 1 < len(heads[-1]) <= heads[-1].numel() else 10
 
 
 # ------------------------------------------------------------------------------------------------------------------------ loading
@@ -439,32 +445,43 @@ def open_checkpoint(
     state, wrapper, prefix = unpack(path)
     seen = _layout(state, wrapper, prefix)
     notes, doubts = [], []
-    if key is None and network is None:
-        key = _guessed(path, seen)
-        notes.append(f"read as {_looks(seen)}, which is what it looks like; name another (like=, --like) if it is")
     try:
-        if key is not None:
-            net, assumed = _surveyed(state, seen, key, channels, classes)
-            notes += assumed
+        if network is not None:
+            net = _plain(state, prefix, network, channels, classes)
         else:
-            net = layouts.build(state, network, channels, classes)
+            net, notes = _surveyed(state, seen, key or _guessed(path, seen), channels, classes)
     except Invalid as error:
-        raise Invalid(f"{path} {_misread(error, key, network, seen)}") from None
+        raise Invalid(f"{path} {_misread(error, key, network, seen)}" if key or network else str(error)) from None
+    if key is None and network is None:
+        notes.append(f"read as {_looks(seen)}, which is what it looks like; if it is another network, name it (like=, --like)")
     masks, measured = _measured(net, key, channels)
-    off = key is not None and measured is not None and abs(measured.units - key.sparsity) > TOLERANCE
+    if key is None or measured is None:
+        return Checkpoint(path, key, seen, net, masks, measured, tuple(notes), ())
+    off = abs(measured.units - key.sparsity) > TOLERANCE * (1 - key.sparsity)
     if off and seen.form == "plain" and "plain" not in layouts.PUBLISHED[key.method].forms:
         raise Invalid(
             f"{path} holds plain weights of which {measured.units:.1%} are zero where {key} is expected, and no masks or scores: give "
             "the file that the authors' code wrote"
         )
-    if key is not None and key.text in (_HIDDEN, _LOST) and isinstance(key, Entry):
-        doubts.append(key.note)
     if off:
         doubts.append(
             f"the key says {key.sparsity:.0%} of the {key.units}, but {measured.units:.2%} are gone in the layers that "
             f"{PRESETS[key.method].name} prunes ({measured.weights:.2%} of all weights)"
         )
+    if key.text in (_HIDDEN, _LOST) and isinstance(key, Entry):
+        (doubts if off else notes).append(f"about this key: {key.note}")
     return Checkpoint(path, key, seen, net, masks, measured, tuple(notes), tuple(doubts))
+
+
+def _plain(state: dict[str, Tensor], prefix: str, network: str | nn.Module, channels: int, classes: int) -> nn.Module:
+    """Another network with plain weights; what `unpack` took for a prefix may be the name of a module of its own."""
+    try:
+        return layouts.build(state, network, channels, classes)
+    except Invalid as error:
+        try:
+            return layouts.build({prefix + name: t for name, t in state.items()}, network, channels, classes)
+        except Invalid:
+            raise error from None
 
 
 def _located(what, network, like, folder, mirror, progress) -> tuple[Path, Key | None]:
@@ -479,10 +496,9 @@ def _located(what, network, like, folder, mirror, progress) -> tuple[Path, Key |
         entry = find(text)
         return fetch(entry.text, folder, mirror=mirror, progress=progress), asked or entry
     if asked is None and network is None:
-        stem = path.name
-        for extension in (".tar", ".pth", ".pt", ".t7", ".safetensors"):
-            stem = stem.removesuffix(extension)
-        asked = _known(stem) if is_key(stem) else None
+        stem = re.split(r"\.| \(", path.name)[0]  # without what a browser adds to a second download
+        with contextlib.suppress(Invalid):
+            asked = _known(stem)
     return path, asked
 
 
@@ -499,13 +515,12 @@ def _guessed(path: Path, seen: Layout) -> Key:
         raise Invalid(
             f"{path} holds weights of no network of the survey; name the network that they belong to (network=, --network), such as cnn"
         )
+    method = seen.methods[0]
     if seen.unknown:
-        method = seen.methods[0]
         example = next(e.text for e in entries(method, seen.network))
         raise Invalid(
             f"{path} does not say {' nor '.join(seen.unknown)}; say as what it is to be read (like=, --like), such as {example}"
         )
-    method = seen.methods[0]
     return Key("", method, seen.network, "cifar10", "unstructured", math.nan)
 
 

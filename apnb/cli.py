@@ -235,7 +235,8 @@ def evaluate(
         "engine": engine, "device": pick_device(device),
     }  # fmt: skip
     if parent is not None:
-        options["parent"] = Network(parent, data or given.data, network, eps, store).model
+        of_file = (network, like) if Path(parent).is_file() else (None, None)
+        options["parent"] = Network(parent, data or given.data, of_file[0], eps, store, of_file[1]).model
     if given.run is None or save is not None:
         events = evaluate_stream(given.model, given.dataset, save=save, **options)
     else:
@@ -247,8 +248,8 @@ def evaluate(
     else:
         print(result)
         if given.published:
-            print("the survey's table says clean {clean:g} %, robust {robust:g} % (AutoAttack, eps 0.031, 10 000 images)".format(
-                **given.published))  # fmt: skip
+            print("the survey's table says for {key}: clean {clean:g} %, robust {robust:g} % (AutoAttack, eps 0.031, all 10 000 "
+                  "test images)".format(**given.published))  # fmt: skip
         for sentence in result.warnings:
             note(sentence)
         doubts = [f for f in result.diagnostics if f.verdict in ("doubtful", "failed") or f.indicator == "points"]
@@ -282,21 +283,27 @@ class Network:
             if given is not None and not Path(what).is_file():
                 raise Invalid(f"{option} says what the weights in a file belong to, and {what} is no file; leave it out")
         if checkpoints.is_key(what) or (Path(what).is_file() and network is None):
+            sizes = {}
+            if data is not None:
+                self.dataset = datasets.load(data, eps=eps)
+                sizes = {"channels": self.dataset.channels, "classes": self.dataset.classes}
             with Fetching() as fetching:
-                found = checkpoints.open_checkpoint(what, like=like, progress=fetching)
-            self.data = data or (found.key.data if found.key.text else "cifar10")
-            self.dataset, self.name, self.model = datasets.load(self.data, eps=eps), found.key.network, found.network
-            if isinstance(found.key, checkpoints.Entry):
+                found = checkpoints.open_checkpoint(what, like=like, progress=fetching, **sizes)
+            self.name, self.model = found.layout.network or "resnet18", found.network
+            if data is None:
+                self.data = found.key.data if found.key else "cifar10"
+                self.dataset = datasets.load(self.data, eps=eps)
+            if isinstance(found.key, checkpoints.Entry) and like is None and self.data == found.key.data:
                 self.published = {"key": found.key.text, "clean": found.key.clean, "robust": found.key.robust}
             note(f"{found.path.name}: {found.layout}")
-            note(
-                f"measured: {found.sparsity.units:.2%} of the {found.key.units} removed, {found.sparsity.weights:.2%} of all weights"
-            )
+            if found.sparsity:
+                units = found.key.units if found.key else "weights"
+                note(f"measured: {found.sparsity.units:.2%} of the {units} removed, {found.sparsity.weights:.2%} of all weights")
             for sentence in (*found.notes, *found.doubts):
                 note(sentence)
         elif Path(what).is_file():
             self.dataset, self.name = datasets.load(self.data, eps=eps), network
-            self.model = checkpoints.load(what, network, channels=self.dataset.channels, classes=self.dataset.classes)
+            self.model = checkpoints.load(what, network, like=like, channels=self.dataset.channels, classes=self.dataset.classes)
         elif ":" in what:
             self.dataset, self.name = datasets.load(self.data, eps=eps), what
             self.model = networks.build(what, channels=self.dataset.channels, classes=self.dataset.classes)
@@ -583,16 +590,21 @@ def checkpoints_list(
 def checkpoints_fetch(
     keys: Annotated[list[str], "Keys (see 'apnb checkpoints list'), or: all."],
     distances: Annotated[bool, "The adversarial distances instead of the weights."] = False,
-    folder: Annotated[Path | None, "Where to keep them (default: checkpoints/ in APNB_HOME or the user's data folder)."] = None,
+    folder: Annotated[
+        Path | None,
+        "Where to keep them (default: checkpoints/ in APNB_HOME or the user's data folder, where the other commands look).",
+    ] = None,
     mirror: Annotated[str | None, "Address of a folder with the files, instead of Google Drive."] = None,
 ) -> int:
     """Download published networks (45 MB each or more) or their distances, once; an interrupted download goes on."""
     from apnb import checkpoints
 
-    get = checkpoints.fetch_distances if distances else checkpoints.fetch
-    chosen = [e.text for e in checkpoints.entries() if e.distances_id or not distances] if keys == ["all"] else keys
+    get, find = (checkpoints.fetch_distances, checkpoints.find_distances) if distances else (checkpoints.fetch, checkpoints.find)
+    if "all" in keys and len(keys) > 1:
+        raise Invalid("'all' stands alone; leave the keys beside it out, or name the keys")
+    chosen = [e.text for e in checkpoints.everything() if e.distances_id or not distances] if keys == ["all"] else keys
     for key in chosen:
-        checkpoints.find(key)  # a wrong key before anything is fetched
+        find(key)  # a wrong key before anything is fetched
     for key in chosen:
         with Fetching() as fetching:
             print(get(key, folder, mirror=mirror, progress=fetching))

@@ -71,7 +71,7 @@ def fetch(name: str, source: str, folder: str | Path, *, page: str, progress: Pr
             _place(new, target, source, by_hand)
             return target
     except OSError as error:
-        refusal = f"{target} cannot be read or written ({error.strerror or error}): make it so"
+        refusal = f"{target} cannot be read or written ({error.strerror or error}): check what {target.parent} is"
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             refusal = f"no space left in {target.parent} for {name}: free some and repeat the call, which goes on from what came"
         raise Invalid(f"{refusal}, or choose another folder") from None

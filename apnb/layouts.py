@@ -206,13 +206,13 @@ def fold(state: Mapping[str, Tensor], form: str, kept: float) -> dict[str, Tenso
         layer = not about.partly and "weight" in parts and parts["weight"].ndim > 1
         if layer or about.own & parts.keys():
             missing = [name for name in about.needs if name not in parts]
-            if about.needs[0] != "weight" and "weight" in parts:
+            if about.needs[0] != "weight" and {"weight", about.needs[0]} <= parts.keys():
                 raise Invalid(f"{module} has both a weight and a {about.needs[0]}")
             if missing:
-                raise Invalid(f"{module} has no {missing[0]}, though other layers have one")
+                raise Invalid(f"{module} has no {missing[0]}, which the other tensors of the file ask for")
             _check_shapes(module, parts, about)
             try:
-                parts = about.fold(dict(parts), kept)
+                parts = about.fold({n: t.float() if t.is_floating_point() else t for n, t in parts.items()}, kept)
             except Invalid as error:
                 raise Invalid(f"{module} has {error}") from None
         result |= {f"{module}.{last}" if module else last: tensor for last, tensor in parts.items()}
@@ -223,7 +223,7 @@ def _check_shapes(module: str, parts: Parts, about: Form) -> None:
     weight = parts[about.needs[0]]
     if weight.ndim < 2:
         raise Invalid(f"{module}.{about.needs[0]} has shape {tuple(weight.shape)}, which is no layer's")
-    whole, rows = tuple(weight.shape), (1, weight.shape[1] if weight.ndim > 1 else 1, *[1] * (weight.ndim - 2))
+    whole, rows = tuple(weight.shape), (1, weight.shape[1], *[1] * (weight.ndim - 2))
     square = (len(weight), len(weight))
     fits = {
         "popup_scores": (whole, rows) if "k_score" in about.needs else (whole,),
@@ -258,16 +258,18 @@ def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         Invalid: two names of one tensor (Li20's VGG-16 is stored twice) that hold different numbers.
     """
     result: dict[str, Tensor] = {}
-    if all(name.startswith("model.") for name in state):
-        state = {name.removeprefix("model."): t for name, t in state.items()}
+    wrapped = all(name.startswith("model.") for name in state)
     for name, tensor in state.items():
-        new = _renamed(name)
-        if new in ("classifier.weight", "linear.weight") and tuple(tensor.shape[2:]) == (1, 1):
+        new = _renamed(name.removeprefix("model.") if wrapped else name)
+        if new in HEADS and tuple(tensor.shape[2:]) == (1, 1):
             tensor = tensor.flatten(1)  # RST's classifier is a 1x1 convolution
         if new in result and not (result[new].dtype == tensor.dtype and torch.equal(result[new], tensor)):
             raise Invalid(f"it holds {new} twice, and {name} says something else than the other; one of the two is damaged")
         result[new] = tensor
     return result
+
+
+HEADS = ("classifier.weight", "linear.weight")
 
 
 def _renamed(name: str) -> str:
@@ -288,25 +290,24 @@ def options(method: str, network: str) -> dict[str, Any]:
     return dict((PUBLISHED[method].options or {}).get(network, {}))
 
 
+Shapes = Mapping[str, tuple[int, ...]]
+
+
 @cache
-def shapes(method: str, network: str, channels: int = 3, classes: int = 10) -> dict[str, tuple[int, ...]]:
-    """Names and shapes in the state_dict of a method's network, as `apnb.networks` builds it."""
-    return _shapes(network, channels, classes, **options(method, network))
-
-
-def _shapes(network: str, channels: int, classes: int, **variant: Any) -> dict[str, tuple[int, ...]]:
+def shapes(method: str, network: str) -> Shapes:
+    """Names and shapes in the state_dict of a method's network for CIFAR-10, as `apnb.networks` builds it."""
     with torch.device("meta"):
-        net = networks.NETWORKS[network](channels=channels, classes=classes, **variant)
+        net = networks.NETWORKS[network](channels=3, classes=10, **options(method, network))
     return {name: tuple(t.shape) for name, t in net.state_dict().items()}
 
 
-def misfit(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> str:
+def misfit(found: Shapes, expected: Shapes) -> str:
     """What keeps a state from being that of a network: names missing, left over, of another shape; empty if it fits."""
-    missing = {n for n in expected.keys() - state.keys() if not n.endswith("num_batches_tracked")}  # evaluation does not use it
+    missing = {n for n in expected.keys() - found.keys() if not n.endswith("num_batches_tracked")}  # evaluation does not use it
     told = (
         ("missing", missing),
-        ("left over", state.keys() - expected.keys()),
-        ("of another shape", {n for n in expected.keys() & state.keys() if tuple(state[n].shape) != tuple(expected[n])}),
+        ("left over", found.keys() - expected.keys()),
+        ("of another shape", {n for n in expected.keys() & found.keys() if found[n] != expected[n]}),
     )
     return "; ".join(
         f"{len(names)} {what} ({', '.join(sorted(names)[:3])}{', ...' if len(names) > 3 else ''})"
@@ -315,19 +316,30 @@ def misfit(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]])
     )
 
 
-def candidates(state: Mapping[str, Tensor], form: str, classes: int = 10, channels: int = 3) -> dict[str, str]:
-    """Method -> network, for the surveyed methods whose files hold such a state; masks and scores are looked at by name only."""
-    try:
-        plain, norm = effective(state, form, 1.0)
-    except Invalid:
-        return {}
+def skeleton(state: Mapping[str, Tensor], form: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of what `effective` makes of a state, whatever its numbers are, ``normalize.*`` among them."""
+    about, wrapped, found = FORMS[form], all(name.startswith("model.") for name in state), {}
+    for name, tensor in state.items():
+        module, dot, last = name.rpartition(".")
+        if last in about.own and last != about.needs[0]:
+            continue
+        new = _renamed(f"{module}{dot}{'weight' if last == about.needs[0] else last}".removeprefix("model." if wrapped else ""))
+        shape = tuple(tensor.shape)
+        found[new] = shape[:2] if new in HEADS and shape[2:] == (1, 1) else shape
+    return found
+
+
+def candidates(state: Mapping[str, Tensor], form: str) -> dict[str, str]:
+    """Method -> network, for the surveyed methods whose files hold such names and shapes, for CIFAR-10."""
+    found = skeleton(state, form)
+    norm = [found.pop(f"normalize.{part}", None) for part in ("mean", "std")]
     return {
         method: network
         for method, published in PUBLISHED.items()
         for network in ("resnet18", "vgg16")
         if form in published.forms
-        and (norm is None or published.normalize)
-        and not misfit(plain, shapes(method, network, channels, classes))
+        and (norm == [None, None] or published.normalize)
+        and not misfit(found, shapes(method, network))
     }
 
 
@@ -363,7 +375,7 @@ def build(state: Mapping[str, Tensor], network: str | nn.Module, channels: int, 
     else:
         net = networks.build(network, channels=channels, classes=classes)
     own = net.state_dict()
-    if wrong := misfit(state, {name: tuple(t.shape) for name, t in own.items()}):
+    if wrong := misfit(*({name: tuple(t.shape) for name, t in tensors.items()} for tensors in (state, own))):
         raise Invalid(wrong)
     for name, tensor in state.items():
         if own[name].is_floating_point() and not tensor.is_floating_point():

@@ -73,6 +73,7 @@ _KNOWN = {
 """Names that a pickle may mention. Those in `_HARMLESS` become `Inert`; torch knows the others, all of them data."""
 _TRAINING = re.compile(r"torch\.optim\.[\w.]+|[\w.]+\.(Cosine|Linear)Decay")
 """Likewise `Inert`: schedules and optimizers saved whole; Flying Bird keeps the schedule of its rate of change beside the weights."""
+_TEXTS = ("BINUNICODE", "SHORT_BINUNICODE", "UNICODE", "BINUNICODE8")
 _LOCK = threading.Lock()  # torch keeps its list of allowed names for the whole process
 
 
@@ -93,7 +94,9 @@ def unpack(path: str | Path) -> tuple[dict[str, Tensor], str, str]:
     found, under = _loaded(path), ""
     if isinstance(found, dict):
         found = dict(dict.items(found))  # a file can give an OrderedDict attributes, a number called "items" for one
-        holding = [key for key in WRAPPERS if isinstance(found.get(key), dict)]
+        holding = [
+            k for k in WRAPPERS if isinstance(p := found.get(k), dict) and any(isinstance(t, Tensor) for t in dict.values(p))
+        ]
         if len(holding) > 1:
             raise Invalid(f"{path} holds weights under both {holding[0]!r} and {holding[1]!r}; save the ones that count, alone")
         if holding:
@@ -138,7 +141,7 @@ def _loaded(path: Path) -> Any:
     try:
         about = path.stat()
     except FileNotFoundError:
-        raise Invalid(f"there is no file {path}; give a checkpoint, a run's key or package:factory") from None
+        raise Invalid(f"there is no file {path}; give the path of a file of weights") from None
     except (OSError, ValueError) as error:
         raise Invalid(
             f"{_printable(path)} cannot be read ({getattr(error, 'strerror', error)}); give the name of a file of weights"
@@ -151,7 +154,7 @@ def _loaded(path: Path) -> Any:
         with path.open("rb") as file:
             head = file.read(512)
             _refuse_text(path, head)
-            if path.suffix == ".safetensors":
+            if _is_safetensors(head):
                 return _safetensors(path)
             if head[:2] == b"PK":
                 named = _check_archive(path, file, about.st_size)
@@ -199,8 +202,13 @@ def _refuse_text(path: Path, head: bytes) -> None:
         raise Invalid(f"{path} is empty; fetch or save it again")
     if start == b"<":
         raise Invalid(f"{path} is a web page, not weights: the download went wrong; fetch it with a browser")
-    if start == b"{" and path.suffix != ".safetensors":
+    if start == b"{":
         raise Invalid(f"{path} is a text (JSON), not weights: the download went wrong; fetch it with a browser")
+
+
+def _is_safetensors(head: bytes) -> bool:
+    """Eight bytes with the length of a header in JSON, and its first brace."""
+    return head[8:9] == b"{" and head[:2] != b"PK"
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
@@ -277,9 +285,15 @@ def _check_names(path: Path, stream: BinaryIO) -> set[str]:
                     f"{path} names {short(called)}, which is code or unknown here; nothing of it was run: save the weights alone, "
                     "torch.save(net.state_dict(), ...)"
                 )
+        if isinstance(argument, str | bytes):
+            work += len(argument) // 64
+            called = called or (f"{argument!r}" if op in _TEXTS and len(argument) < 16 else "")
+        elif op == "TUPLE2":
+            called = taken[0][1]  # of arguments the last one
         if op == "REDUCE":
-            (given, _), (_, function) = taken
+            (given, last), (_, function) = taken
             hashed = function in ("collections.OrderedDict", "collections.Counter", "builtins.set") and given > MAX_HASHED
+            hashed |= function == "_codecs.encode" and last != "'latin1'"  # other codecs make much of little
             work = 2 * work
         else:
             hashed = any(size > 1 for size, _ in keys)
