@@ -34,10 +34,12 @@ _WHERE = {
     "Store": "store",
     "Dataset": "datasets",
     "Lab": "widgets.lab",
+    "TaxonomyExplorer": "widgets.explorer",
+    "Leaderboard": "widgets.leaderboard",
 }
 _MODULES = (
-    "checkpoints", "curves", "datasets", "diagnostics", "evaluation", "events", "masks", "networks", "plots", "recipes", "report",
-    "store", "sweeps", "taxonomy",
+    "benchmark", "checkpoints", "choices", "curves", "datasets", "diagnostics", "estimate", "evaluation", "events", "masks", "networks",
+    "plots", "recipes", "report", "store", "sweeps", "taxonomy",
 )  # fmt: skip
 
 __all__ = [*_WHERE, *_MODULES]

@@ -84,13 +84,14 @@ def _titled(figure: go.Figure, title: str, subtitle: str = "", **layout: Any) ->
 # --- the robustness-sparsity curve ------------------------------------------------------------------------------------------
 
 
-def robustness_sparsity(frame: pd.DataFrame, *, title: str | None = None) -> go.Figure:
+def robustness_sparsity(frame: pd.DataFrame, *, title: str | None = None, published: pd.DataFrame | None = None) -> go.Figure:
     """What pruning costs: robust and clean accuracy against sparsity, one line for each way of pruning.
 
     Args:
         frame: rows of ``Runs.frame()`` or `apnb.sweeps.table` (columns: `apnb.store.ROW`); rows without an evaluation are left
             out, and of a run evaluated several times the evaluation with most points counts.
         title: the headline; default: the network and the data.
+        published: rows of `apnb.taxonomy.leaderboard` to show as points of their own, open and without lines: another protocol.
 
     Returns:
         A figure with both axes in percent. Robust accuracy is a line with markers, clean accuracy a thin dotted one of the same
@@ -116,6 +117,8 @@ def robustness_sparsity(frame: pd.DataFrame, *, title: str | None = None) -> go.
     for i, (key, rows) in enumerate(dense):
         for trace in _reference(_name(key, varying, rows), rows, (low, high), (BLACK, *SPARE)[i % 4]):
             figure.add_trace(trace)
+    for trace in _published(published) if published is not None else ():
+        figure.add_trace(trace)
     figure.add_trace(
         go.Scatter(
             x=[None],
@@ -252,6 +255,35 @@ def _hover(rows: pd.DataFrame) -> str:
                   "runs " + ", ".join(str(k)[:8] for k in rows["key"])]  # fmt: skip
     lines.append(f"{ATTACKS.get(row['attacks'], row['attacks'])}, eps {row['eps']:.4g}, n = {int(row['n'])}")
     return "<br>".join(lines)
+
+
+def _published(rows: pd.DataFrame) -> list[go.Scatter]:
+    """Robust accuracies of the survey's tables, one trace a method: the pipeline's colour, open markers."""
+    from apnb import taxonomy
+
+    symbols = (
+        "circle-open",
+        "square-open",
+        "diamond-open",
+        "cross-open",
+        "x-open",
+        "triangle-up-open",
+        "star-open",
+        "pentagon-open",
+    )
+    traces = []
+    for i, (key, some) in enumerate(rows.groupby("method", sort=True)):
+        method = taxonomy.method(key)
+        traces.append(
+            go.Scatter(
+                x=[100 * s for s in some["sparsity"]], y=list(some["robust"]), mode="markers", name=f"{method.name} (published)",
+                meta="published",
+                marker={"symbol": symbols[i % len(symbols)], "size": 8, "color": PIPELINES[str(method.pipeline)], "line": {"width": 1.5}},
+                hovertemplate=f"<b>{method.name}</b>, published<br>robust %{{y:.2f}} %<br>AutoAttack, eps 0.031, 10 000 test images"
+                              "<extra></extra>",
+            )
+        )  # fmt: skip
+    return traces
 
 
 def _reference(name: str, rows: pd.DataFrame, span: tuple[float, float], colour: str) -> list[go.Scatter]:
@@ -408,6 +440,47 @@ def layers(run: Run | Sparsity, *, title: str | None = None) -> go.Figure:
         yaxis={"autorange": "reversed", "automargin": True, "title": {"text": "layer"}},
         height=170 + 30 * max(len(names), 3),
         showlegend=False,
+    )
+
+
+def masks(run: Run, *, cells: int = 96, title: str | None = None) -> go.Figure:
+    """The masks themselves: a row for each filter, a column for each of the weights that it reads.
+
+    Args:
+        run: an `apnb.Run`. cells: most rows and columns of one picture; where a layer has more, a cell is the share kept of several.
+
+    Returns:
+        Up to twelve layers, in the network's order (of more, the largest); dark is kept, white is gone.
+    """
+    import torch.nn.functional as F
+
+    found = {name: mask.flatten(1).float() for name, mask in run.masks.items()}
+    if len(found) > 12:
+        largest = sorted(found, key=lambda name: -found[name].numel())[:12]
+        found = {name: found[name] for name in found if name in largest}
+    columns = 3 if len(found) > 4 else 2 if len(found) > 1 else 1
+    rows = max(1, math.ceil(len(found) / columns))
+    titles = [f"{name.removesuffix('.weight')}: {mask.mean():.3g} kept" for name, mask in found.items()]
+    figure = make_subplots(
+        rows=rows, cols=columns, subplot_titles=titles, vertical_spacing=0.14 / rows * 2, horizontal_spacing=0.06
+    )
+    for i, mask in enumerate(found.values()):
+        size = tuple(min(cells, n) for n in mask.shape)
+        shares = F.adaptive_avg_pool2d(mask[None], size)[0]
+        trace = go.Heatmap(
+            z=shares.numpy().round(3), zmin=0, zmax=1, colorscale=[[0, "white"], [1, "#1b3a57"]], showscale=False,
+            hovertemplate="filter %{y}, weight %{x}<br>share kept %{z:.2f}<extra></extra>",
+        )  # fmt: skip
+        figure.add_trace(trace, row=i // columns + 1, col=i % columns + 1)
+    figure.update_xaxes(showticklabels=False, ticks="", showline=True, mirror=True)
+    figure.update_yaxes(showticklabels=False, ticks="", showline=True, mirror=True, autorange="reversed")
+    figure.update_annotations(font_size=11)
+    told = f": {run.recipe.label}, sparsity {run.recipe.sparsity:.0%}"
+    return _titled(
+        figure,
+        title or f"The masks{told}",
+        "rows: filters, columns: the weights they read; dark is kept",
+        height=120 + 190 * rows,
     )
 
 

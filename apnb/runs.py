@@ -189,6 +189,7 @@ def stream(
     precision: str = "auto",
     evaluate: bool = True,
     attacks: str = "standard",
+    distances: str = "none",
     n: int | None = None,
     subset: str = "stratified",
     snapshot_every: float | None = None,
@@ -219,7 +220,7 @@ def stream(
         wanted, points = runner.budget.points if n is None else n, len(runner.dataset.test)
         report = yield from stored_evaluation(
             runner.store, runner.key, runner.net, runner.dataset, n=None if wanted is None else min(wanted, points), attacks=attacks,
-            subset=subset, seed=0, device=runner.device,
+            distances=distances, subset=subset, seed=0, device=runner.device,
         )  # fmt: skip
     yield Done(stage="done", run=dataclasses.replace(finished, recipe=recipe, evaluation=report))
 
@@ -245,7 +246,8 @@ def run(recipe: Recipe, network: str | nn.Module = "cnn", data: Any = "digits", 
         eps: radius of training attack and evaluation (default: the data set's own).
         device: default CUDA if there is one. precision: auto, fp32 or bf16 (stem and classifier stay in float32).
         store: folder of runs (default ``APNB_HOME``, else the user's data folder).
-        evaluate, attacks, n, subset: whether and how to evaluate; n defaults to the budget's points.
+        evaluate, attacks, n, subset: whether and how to evaluate; n defaults to the budget's points. distances: ``fmn`` or ``hofmn``
+            also look for the smallest perturbation of each point: a security curve.
         progress: a function called with every event (default: none).
 
     Returns:

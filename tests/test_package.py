@@ -37,6 +37,12 @@ ALLOWED = {
     "attacks": {"attacks", "chance", "errors"}, "copies": {"devices", "errors", "networks"},
     "verdicts": {"attacks", "copies", "errors", "events"}, "diagnostics": {"attacks", "chance", "copies", "errors"},
     "curves": {"errors", "pickles", "store", "verdicts"}, "pickles": {"errors"}, "weights": {"errors", "pickles"},
+    "benchmark": {"errors", "store", "sweeps", "taxonomy", "verdicts"},
+    "choices": {"errors", "presets", "recipes", "taxonomy"},
+    "estimate": {
+        "attacks", "chance", "copies", "datasets", "errors", "evaluation", "mechanisms", "methods", "networks", "objectives", "pipelines",
+        "recipes", "runner", "store", "training",
+    },
     "layouts": {"chance", "errors", "masks", "networks"}, "downloads": {"errors", "store"},
     "checkpoints": {
         "curves", "downloads", "errors", "layouts", "masks", "networks", "presets", "store", "taxonomy", "weights",

@@ -1,0 +1,262 @@
+"""The survey's leaderboard, asked again: fronts, ranks, how ranks change, and a reader's own results beside it.
+
+A *column* is one column of the published tables: a data set, a structure group, a network and a sparsity. Accuracies are in per
+cent. Nothing is compared across columns except ranks, among the methods that both columns have.
+
+Published: robust accuracy against AutoAttack, l_inf, with an eps written as 0.031, on the first 10,000 test images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from apnb import taxonomy
+from apnb.errors import Invalid
+from apnb.taxonomy import Group
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COLUMN = ("data", "structure_group", "network", "sparsity")
+"""What makes a column of the published tables."""
+EPS, ATTACKS, IMAGES = 0.031, "standard", 10_000
+"""How the published numbers were made; ATTACKS is a mode of `apnb.evaluate`."""
+EPS_TOLERANCE = 0.0005
+"""8/255 = 0.0314 and the published 0.031 are taken for the same eps."""
+PROTOCOL = "AutoAttack, eps 0.031, 10 000 images"
+ROW = (
+    "source", "label", "method", *COLUMN, "pipeline", "criterion", "clean", "robust", "low", "high", "n", "eps", "attacks",
+    "comparable", "why",
+)  # fmt: skip
+"""Columns of `published` and `overlay`."""
+
+
+def published() -> pd.DataFrame:
+    """The 154 published results with the columns `ROW`.
+
+    ``low`` and ``high`` are Wilson's 95 % interval for the choice of 10,000 images, computed here from the published number; the
+    survey prints none.
+    """
+    from apnb.verdicts import wilson
+
+    rows = []
+    for given in taxonomy.leaderboard().to_dict("records"):
+        m = taxonomy.method(given["method"])
+        low, high = wilson(round(given["robust"] / 100 * IMAGES), IMAGES)
+        rows.append(
+            {k: given[k] for k in (*COLUMN, "method", "clean", "robust")}
+            | {"source": "published", "label": m.name, "pipeline": str(m.pipeline), "criterion": str(m.criterion)}
+            | {"low": 100 * low, "high": 100 * high, "n": IMAGES, "eps": EPS, "attacks": ATTACKS, "comparable": True, "why": ""}
+        )
+    return _frame(rows)
+
+
+def _frame(rows: list[dict]) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame(rows, columns=list(ROW))
+
+
+def _given(rows: pd.DataFrame | None, *needed: str) -> pd.DataFrame:
+    if rows is None:
+        return taxonomy.leaderboard()
+    if missing := [c for c in (*COLUMN, *needed) if c not in rows]:
+        raise Invalid(
+            f"the rows lack the column {missing[0]!r}; give rows of apnb.taxonomy.leaderboard() or of benchmark.overlay()"
+        )
+    return rows
+
+
+def pareto(rows: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The rows on the clean-robust front of their column: no other row of it is at least as good in both and better in one.
+
+    Args:
+        rows: rows with `COLUMN`, ``clean`` and ``robust``; default: the leaderboard. Equal rows are on the front together.
+
+    Returns:
+        Those of ``rows``, with their index; in each column from the highest clean accuracy to the lowest.
+
+    Raises:
+        Invalid: a column is missing.
+    """
+    rows = _given(rows, "clean", "robust")
+    front = []
+    for _, column in rows.groupby(list(COLUMN), sort=False):
+        best, at = float("-inf"), None
+        for index, row in column.sort_values(["clean", "robust"], ascending=False).iterrows():
+            if row["robust"] > best or (row["clean"], row["robust"]) == at:
+                best, at = row["robust"], (row["clean"], row["robust"])
+                front.append(index)
+    return rows.loc[front]
+
+
+def ranks(rows: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The place of each method in each column by robust accuracy, 1 the best; equal numbers share the better place.
+
+    Returns:
+        Columns: `COLUMN`, method, robust, rank, of (how many methods the column has).
+
+    Raises:
+        Invalid: a column is missing.
+    """
+    found = _given(rows, "method", "robust")[[*COLUMN, "method", "robust"]].copy()
+    columns = found.groupby(list(COLUMN))["robust"]
+    found["rank"] = columns.rank(ascending=False, method="min").astype(int)
+    found["of"] = columns.transform("size")
+    return found
+
+
+def moves(rows: pd.DataFrame | None = None) -> pd.DataFrame:
+    """How places change when only the network, or only the data set, is another.
+
+    Both columns are ranked among the methods that they share, so that a method which is absent from one moves nobody.
+
+    Returns:
+        One row a pair of columns and method. Columns: between (``network`` or ``data``), data, structure_group, network, sparsity
+        (the first column's), first, second (the two words that differ, in alphabetical order), method, rank_first, rank_second,
+        change (places gained from the first to the second; positive is better).
+
+    Raises:
+        Invalid: a column is missing.
+    """
+    import pandas as pd
+
+    rows = _given(rows, "method", "robust")
+    found = []
+    for between in ("network", "data"):
+        fixed = [c for c in COLUMN if c != between]
+        for place, group in rows.groupby(fixed):
+            table = group.pivot(index="method", columns=between, values="robust")
+            for first, second in combinations(sorted(table), 2):
+                both = table[[first, second]].dropna().rank(ascending=False, method="min").astype(int)
+                found += [
+                    {"between": between, **dict(zip(fixed, place, strict=True)), between: first, "first": first, "second": second}
+                    | {"method": m, "rank_first": a, "rank_second": b, "change": a - b}
+                    for m, a, b in both.itertuples()
+                ]
+    columns = ["between", *COLUMN, "first", "second", "method", "rank_first", "rank_second", "change"]
+    return pd.DataFrame(found, columns=columns)
+
+
+def agreement(rows: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Spearman's correlation of the places in two columns that differ in the network only, or in the data set only.
+
+    Returns:
+        One row a pair of columns: between, `COLUMN` (the first column's), first, second, methods (how many both have), spearman
+        (NaN for fewer than three methods or where all are equal).
+
+    Raises:
+        Invalid: a column is missing.
+    """
+    import pandas as pd
+
+    pair = ["between", *COLUMN, "first", "second"]
+    found = []
+    for place, group in moves(rows).groupby(pair):
+        spearman = group["rank_first"].rank().corr(group["rank_second"].rank()) if len(group) > 2 else float("nan")
+        found.append({**dict(zip(pair, place, strict=True)), "methods": len(group), "spearman": spearman})
+    return pd.DataFrame(found, columns=[*pair, "methods", "spearman"])
+
+
+def overlay(runs: Any = None, evaluations: Mapping[str, Any] | None = None) -> pd.DataFrame:
+    """Own results in the leaderboard's columns, in per cent, with interval, n, eps and attacks.
+
+    Args:
+        runs: a DataFrame or dicts with the columns of `apnb.store.ROW`, what `apnb.sweep` returns, a store, or a store's path.
+            Rows without an evaluation are left out; of several evaluations of a run that differ only in n the largest counts.
+        evaluations: label -> an `apnb.Evaluation` of a network of one's own, or a mapping with ``evaluation`` and any of
+            ``network``, ``sparsity`` (share removed), ``structure``, ``pipeline``, ``criterion``: what an evaluation does not know.
+
+    Returns:
+        Columns `ROW`. ``comparable`` is False where another attack, eps, data set or network than the published was used, or where
+        it is not known; ``why`` says which. Such a row is to be shown apart, never ranked with the others.
+
+    Raises:
+        Invalid: something else was given.
+    """
+    best: dict[tuple, Mapping] = {}
+    for i, row in enumerate(_rows(runs)):
+        key = (row.get("key", i), row["attacks"], row["eps"])
+        if key not in best or row["n"] > best[key]["n"]:
+            best[key] = row
+    found = [_own("run", row) for row in best.values()]
+    for label, given in _evaluations(evaluations).items():
+        known = dict(given) if isinstance(given, Mapping) else {"evaluation": given}
+        evaluation = known.pop("evaluation", None)
+        if not hasattr(evaluation, "summary"):
+            raise Invalid(f"the evaluation {label!r} is a {type(evaluation).__name__}; give what apnb.evaluate returned")
+        if unknown := known.keys() - {"network", "sparsity", "structure", "pipeline", "criterion"}:
+            raise Invalid(
+                f"the evaluation {label!r} has {min(unknown)!r}; give network, sparsity, structure, pipeline or criterion"
+            )
+        found.append(
+            _own("evaluation", {"label": label, "network": "", "sparsity": float("nan"), **evaluation.summary(), **known})
+        )
+    return _frame(found)
+
+
+def _evaluations(given: Any) -> Mapping[str, Any]:
+    if given is None or isinstance(given, Mapping):
+        return given or {}
+    raise Invalid(f"evaluations are given as a mapping from a label to an evaluation, got {type(given).__name__}")
+
+
+def _rows(runs: Any) -> list[dict]:
+    """Rows with an evaluation, of anything that holds runs."""
+    import pandas as pd
+
+    from apnb import sweeps
+    from apnb.store import Store
+
+    if runs is None:
+        return []
+    if isinstance(runs, str | Path | Store):
+        runs = sweeps.table(runs)
+    elif isinstance(runs, sweeps.Runs):
+        runs = runs.frame()
+    elif isinstance(runs, list | tuple) and all(isinstance(r, Mapping) for r in runs):
+        runs = pd.DataFrame(list(runs)) if runs else sweeps.frame_of([])
+    if not isinstance(runs, pd.DataFrame):
+        raise Invalid(f"runs are given as a table, as rows, as a store or as its path, got {type(runs).__name__}")
+    needed = ("label", "data", "network", "sparsity", "structure", "clean", "robust", "low", "high", "n", "attacks", "eps")
+    if missing := [c for c in needed if c not in runs]:
+        raise Invalid(f"the runs lack the column {missing[0]!r}; give the table of apnb.table() or of a sweep's frame()")
+    return runs[runs["robust"].notna()].to_dict("records")
+
+
+def _own(source: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    structure = row.get("structure", "")
+    group = Group.unstructured if structure == "weights" else Group.structured if structure else ""
+    why = _why(row)
+    return {
+        "source": source,
+        "label": str(row["label"]),
+        "method": "",
+        **{k: row[k] for k in ("data", "network", "sparsity")},
+        "structure_group": str(group),
+        "pipeline": row.get("pipeline", ""),
+        "criterion": row.get("criterion", ""),
+        **{k: 100 * row[k] for k in ("clean", "robust", "low", "high")},
+        "n": int(row["n"]),
+        "eps": row["eps"],
+        "attacks": row["attacks"],
+        "comparable": not why,
+        "why": "; ".join(why),
+    }
+
+
+def _why(row: Mapping[str, Any]) -> list[str]:
+    """What keeps a row from being compared with the published ones."""
+    board = taxonomy.leaderboard()
+    why = []
+    if abs(row["eps"] - EPS) > EPS_TOLERANCE:
+        why.append(f"eps {row['eps']:.4g}, published {EPS}")
+    if row["attacks"] != ATTACKS:
+        why.append(f"attacks {row['attacks']!r}, published AutoAttack")
+    for name in ("data", "network"):
+        if row[name] not in set(board[name]):
+            why.append(f"{name} {row[name] or 'not told'}, published {' and '.join(sorted(set(board[name])))}")
+    return why

@@ -1,0 +1,126 @@
+// A form whose rows are words to choose among. Python says what can be chosen (rows) and what is chosen (choice); the page answers a
+// click at once and tells Python, which sends both anew. A word that cannot be chosen stays in reach and says why.
+
+const ROW_KINDS = { chips, multi: chips, select, text };
+
+export function render({ model, el }) {
+  el.classList.add("apnb-chooser");
+  const rows = new Map(); // name -> {root, signature, update}
+  const said = Object.assign(document.createElement("div"), { className: "apnb-why" });
+  said.setAttribute("role", "status");
+
+  function choose(name, value) {
+    const choice = { ...model.get("choice"), [name]: value };
+    model.set("choice", choice);
+    model.save_changes();
+    said.textContent = "";
+    draw(choice);
+  }
+
+  function why(text) {
+    said.textContent = text;
+  }
+
+  function draw(choice = model.get("choice")) {
+    const wanted = model.get("rows");
+    for (const [name, row] of rows) {
+      if (!wanted.some((w) => w.name === name)) row.root.remove(), rows.delete(name);
+    }
+    let before = null;
+    for (const spec of wanted) {
+      const signature = spec.kind + "|" + spec.options.map((o) => o.value + "\t" + o.text).join("\n");
+      let row = rows.get(spec.name);
+      if (!row || row.signature !== signature) {
+        row?.root.remove();
+        row = { signature, ...frame(spec, ROW_KINDS[spec.kind], choose, why) };
+        rows.set(spec.name, row);
+      }
+      const place = before ? before.nextSibling : el.firstChild;
+      if (row.root !== place) el.insertBefore(row.root, place);
+      row.update(spec, choice[spec.name]);
+      before = row.root;
+    }
+    el.append(said);
+  }
+
+  model.on("change:rows", () => draw());
+  model.on("change:choice", () => draw());
+  draw();
+}
+
+function frame(spec, kind, choose, why) {
+  const root = document.createElement("div");
+  root.className = "apnb-row";
+  root.dataset.dimension = spec.name;
+  const title = Object.assign(document.createElement("span"), { className: "apnb-title", textContent: spec.title });
+  title.id = "apnb-" + spec.name + "-" + Math.random().toString(36).slice(2);
+  root.append(title);
+  return { root, update: kind(root, spec, choose, why, title.id) };
+}
+
+function chips(root, spec, choose, why, label) {
+  const box = Object.assign(document.createElement("div"), { className: "apnb-chips" });
+  box.setAttribute("role", "group");
+  box.setAttribute("aria-labelledby", label);
+  const several = spec.kind === "multi";
+  let now = spec, value;
+  const buttons = spec.options.map((o) => {
+    const b = document.createElement("button");
+    b.type = "button";
+    b.textContent = o.text;
+    b.dataset.value = o.value;
+    const reason = () => now.options.find((x) => x.value === o.value)?.reason || "";
+    b.addEventListener("click", () => {
+      if (reason()) return why(reason());
+      choose(spec.name, several ? (value.includes(o.value) ? value.filter((v) => v !== o.value) : [...value, o.value]) : o.value);
+    });
+    b.addEventListener("mouseenter", () => why(reason()));
+    b.addEventListener("focus", () => why(reason()));
+    b.addEventListener("mouseleave", () => why(""));
+    box.append(b);
+    return b;
+  });
+  root.append(box);
+  return (next, chosen) => {
+    (now = next), (value = chosen);
+    for (const b of buttons) {
+      const option = next.options.find((o) => o.value === b.dataset.value);
+      const on = several ? chosen.includes(option.value) : option.value === chosen;
+      b.setAttribute("aria-pressed", on);
+      b.setAttribute("aria-disabled", !!option.reason);
+      b.title = option.reason;
+    }
+  };
+}
+
+function select(root, spec, choose, why, label) {
+  const box = document.createElement("select");
+  box.setAttribute("aria-labelledby", label);
+  for (const o of spec.options) box.append(Object.assign(document.createElement("option"), { value: o.value, textContent: o.text }));
+  box.addEventListener("change", () => choose(spec.name, box.value));
+  root.append(box);
+  return (next, chosen) => {
+    for (const o of box.options) {
+      const option = next.options.find((x) => x.value === o.value);
+      o.disabled = !!option.reason;
+      o.title = option.reason;
+    }
+    if (box.value !== chosen) box.value = chosen;
+    const shut = next.options.filter((o) => o.reason);
+    box.title = shut.map((o) => o.text + ": " + o.reason).join("\n");
+  };
+}
+
+function text(root, spec, choose, why, label) {
+  const box = document.createElement("input");
+  box.type = "text";
+  box.placeholder = spec.hint || "";
+  box.setAttribute("aria-labelledby", label);
+  box.addEventListener("change", () => choose(spec.name, box.value));
+  root.append(box);
+  return (next, chosen) => {
+    if (document.activeElement !== box && box.value !== String(chosen)) box.value = chosen;
+  };
+}
+
+export default { render };
