@@ -139,8 +139,9 @@ apnb.plots.examples(sparsest.evaluation)
 # > Choose *how often: several cuts*, tick 90 % and 99 %, and press Run; then the same with *one cut*. Are the two bars at 99 %
 # > apart, or do they overlap? Try another seed before you believe it.
 #
-# Some choices contradict each other (criterion BCS before training, for example): then the lab says why and does not start. Give
-# the lab a name, `lab = apnb.Lab()`, and `lab.frame()` is the table of what you ran.
+# Choices that contradict what is chosen (criterion BCS before training, for example) are greyed out and say why. Choose a *method*, and
+# its cell is chosen with it; change the cell, and the line above the plan says who lives there, or that nobody does. Give the lab
+# a name, `lab = apnb.Lab()`, and `lab.frame()` is the table of what you ran; the tab *Take away* has everything as one file.
 
 # %%
 apnb.Lab()
@@ -154,5 +155,5 @@ apnb.Lab()
 #   [Croce and Hein (2020)](https://arxiv.org/abs/2003.01690) on AutoAttack: why robust accuracy needs strong attacks.
 # - [Sehwag et al. (2020), *HYDRA*](https://arxiv.org/abs/2002.10509): scores that are learned instead of read off the weights,
 #   which is `criterion="lis"` in the lab.
-# - From Python: `apnb.grid()` lists every cell, `apnb.taxonomy` holds the survey as data, and the box at the bottom of the lab
-#   shows the code of what you clicked.
+# - From Python: `apnb.grid()` lists every cell, `apnb.taxonomy` holds the survey as data, and the lab's tab *Code*
+#   shows the Python of what you clicked.

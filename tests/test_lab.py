@@ -43,7 +43,7 @@ def lab(store):
 
 def click(lab, name, value):
     """What the page does when a word is clicked."""
-    lab.chooser.choice = {**lab.chooser.choice, name: value}
+    lab.chooser.clicked = {"name": name, "value": value, "n": lab.chooser.clicked.get("n", 0) + 1}
 
 
 def row(lab, name):

@@ -117,6 +117,32 @@ def test_every_way_of_pruning_looks_different_and_always_the_same():
     assert plots.CLEAN not in plots.CRITERIA.values()
 
 
+def test_published_results_are_open_points_of_their_own_with_their_protocol():
+    from apnb import taxonomy
+
+    table = taxonomy.leaderboard()
+    some = table[(table.network == "vgg16") & (table.data == "cifar10") & (table.structure_group == "structured")]
+    figure = plots.robustness_sparsity(frame(row(0.9)), published=some)
+    found = {t.name: t for t in figure.data if t.meta == "published"}
+    assert len(found) == some.method.nunique() and all("open" in t.marker.symbol and t.mode == "markers" for t in found.values())
+    harp = found["HARP (published)"]
+    assert list(zip(harp.x, harp.y, strict=True)) == [(50, 40.01), (75, 39.14), (90, 35.62)] and "eps 0.031" in harp.hovertemplate
+
+
+def test_masks_are_drawn_filter_by_filter_and_large_ones_as_shares():
+    from types import SimpleNamespace
+
+    small = torch.zeros(4, 3, 1, 2, dtype=torch.bool)
+    small[1, 2, 0, 1] = True
+    large = torch.ones(200, 500, dtype=torch.bool)
+    large[100:] = False
+    run = SimpleNamespace(masks={"a.weight": small, "b.weight": large}, recipe=SimpleNamespace(label="x", sparsity=0.5))
+    one, two = plots.masks(run).data
+    assert one.z.shape == (4, 6) and one.z[1][5] == 1 and one.z.sum() == 1
+    assert two.z.shape == (96, 96) and two.z[0].min() == 1 and two.z[-1].max() == 0
+    assert len(plots.masks(SimpleNamespace(masks={f"{i}.weight": small for i in range(20)}, recipe=run.recipe)).data) == 12
+
+
 def test_two_networks_are_two_lines_of_different_colour():
     figure = plots.robustness_sparsity(frame(row(0.9), row(0.9, network="resnet8")))
     one, two = named(figure, f"{LWM}, cnn"), named(figure, f"{LWM}, resnet8")

@@ -1,5 +1,5 @@
-// A form whose rows are words to choose among. Python says what can be chosen (rows) and what is chosen (choice); the page answers a
-// click at once and tells Python, which sends both anew. A word that cannot be chosen stays in reach and says why.
+// A form whose rows are words to choose among. Python says what can be chosen (rows) and what is chosen (choice); the page shows a click
+// at once and tells it to Python (clicked), which answers with rows and choice. A word that cannot be chosen stays in reach and says why.
 
 const ROW_KINDS = { chips, multi: chips, select, text };
 
@@ -8,20 +8,29 @@ export function render({ model, el }) {
   const rows = new Map(); // name -> {root, signature, update}
   const said = Object.assign(document.createElement("div"), { className: "apnb-why" });
   said.setAttribute("role", "status");
+  let shown = model.get("choice");
+  let clicks = 0;
 
   function choose(name, value) {
-    const choice = { ...model.get("choice"), [name]: value };
-    model.set("choice", choice);
+    shown = { ...shown, [name]: value };
+    why("");
+    draw();
+    model.set("clicked", { name, value, n: ++clicks });
     model.save_changes();
-    said.textContent = "";
-    draw(choice);
   }
 
-  function why(text) {
+  function why(text, near) {
     said.textContent = text;
+    said.hidden = !text;
+    if (text && near) said.style.top = near.offsetTop + near.offsetHeight + 3 + "px"; // over the rows below: nothing moves
   }
 
-  function draw(choice = model.get("choice")) {
+  function take() {
+    shown = model.get("choice");
+    draw();
+  }
+
+  function draw(choice = shown) {
     const wanted = model.get("rows");
     for (const [name, row] of rows) {
       if (!wanted.some((w) => w.name === name)) row.root.remove(), rows.delete(name);
@@ -43,8 +52,10 @@ export function render({ model, el }) {
     el.append(said);
   }
 
-  model.on("change:rows", () => draw());
-  model.on("change:choice", () => draw());
+  model.on("change:rows", take);
+  model.on("change:choice", take);
+  model.on("msg:custom", take); // a click that was refused
+  why("");
   draw();
 }
 
@@ -71,12 +82,13 @@ function chips(root, spec, choose, why, label) {
     b.dataset.value = o.value;
     const reason = () => now.options.find((x) => x.value === o.value)?.reason || "";
     b.addEventListener("click", () => {
-      if (reason()) return why(reason());
+      if (reason()) return why(reason(), b);
       choose(spec.name, several ? (value.includes(o.value) ? value.filter((v) => v !== o.value) : [...value, o.value]) : o.value);
     });
-    b.addEventListener("mouseenter", () => why(reason()));
-    b.addEventListener("focus", () => why(reason()));
+    b.addEventListener("mouseenter", () => why(reason(), b));
+    b.addEventListener("focus", () => why(reason(), b));
     b.addEventListener("mouseleave", () => why(""));
+    b.addEventListener("blur", () => why(""));
     box.append(b);
     return b;
   });

@@ -17,13 +17,19 @@ class Chooser(anywidget.AnyWidget):
     Attributes:
         rows: what can be chosen, one dict a row: name, title, kind (chips, multi, select or text), hint, options (value, text, and the
             reason for which a word cannot be chosen, empty if it can).
-        choice: name -> what is chosen; the page writes it too.
+        choice: name -> what is chosen.
+        clicked: the last click on the page, as name, value and its number. `refuse` lets the page show ``choice`` again.
     """
 
     _esm = HERE / "chooser.js"
     _css = HERE / "chooser.css"
     rows = t.List(t.Dict()).tag(sync=True)
     choice = t.Dict().tag(sync=True)
+    clicked = t.Dict().tag(sync=True)
+
+    def refuse(self) -> None:
+        """Undo on the page what was clicked there."""
+        self.send({"refused": True})
 
 
 class Download(anywidget.AnyWidget):

@@ -84,12 +84,12 @@ class Lab:
         self.tab, self.extra = TABS[0], []
         self._choice, self._found = choices.complete({}), []
         self._drawn: tuple = ()
-        self._quiet = self._writing = False
+        self._quiet = False
         self._asked = 0
         self._lock = threading.RLock()  # clicks come from one thread, the queue's news from another
         self._make(W)
         self.choose(**({} if self._budget else {"budget": budget}), **chosen)
-        self.chooser.observe(self._clicked, names="choice")
+        self.chooser.observe(self._clicked, names="clicked")
         self._find_stored()
 
     # --- the page ---------------------------------------------------------------------------------------------------------------
@@ -200,20 +200,15 @@ class Lab:
         self.choose(method=key)
 
     def _clicked(self, change: Mapping) -> None:
-        """A click on the form: the word that changed decides."""
-        if self._writing:
-            return
-        before, after = self._choice, _told(change["new"])
-        changed = [name for name in after if after[name] != before.get(name)]
-        chosen = before
+        """A click on the form."""
+        name, value = change["new"]["name"], change["new"]["value"]
+        if name == "sparsities":
+            value = tuple(float(s) for s in value)
         try:
-            for name in changed:
-                chosen = choices.chosen_with(chosen, name, after[name])
+            self._put(choices.chosen_with(self._choice, name, value))
         except Invalid as error:
-            self._put(before)
+            self.chooser.refuse()
             self.problem.value = _warn(str(error))
-            return
-        self._put(chosen)
 
     def _put(self, chosen: dict[str, Any]) -> None:
         """Show a choice, and what follows from it: the words that go with it, plan, picture, code, time."""
@@ -234,10 +229,8 @@ class Lab:
             if KINDS.get(name) == "text" or open_to.get(name)
         ]
         page = {**chosen, "sparsities": [f"{s:g}" for s in chosen["sparsities"]]}
-        self._writing = True  # what is written here is no click
         with self.chooser.hold_sync():
             self.chooser.rows, self.chooser.choice = rows, page
-        self._writing = False
         self._refresh()
 
     def recipes(self) -> list[Recipe]:
@@ -306,7 +299,7 @@ class Lab:
             except Exception as error:  # the network may be the user's: it may raise anything
                 told = f"no estimate ({type(error).__name__})"
             if mine == self._asked:
-                self.time.value = html.escape(told)
+                self.time.value = f'<div style="line-height:1.4">{html.escape(told)}</div>' if told else ""
 
         threading.Thread(target=work, name="apnb-estimate").start()  # no daemon: torch must not be cut off at exit
 
@@ -511,11 +504,6 @@ class Lab:
         data, meta = bundle if isinstance(bundle, tuple) else (bundle, {})
         said = "The lab needs a running kernel: run this cell in JupyterLab, and its controls appear here."
         return {**data, "text/plain": said, "text/html": f"<p><em>{said}</em></p>"}, meta
-
-
-def _told(page: Mapping[str, Any]) -> dict[str, Any]:
-    """What the page says, with sparsities as numbers."""
-    return {**page, "sparsities": tuple(float(s) for s in page.get("sparsities", ()))}
 
 
 def _nothing(tab: str) -> go.Figure:
