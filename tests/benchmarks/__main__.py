@@ -143,9 +143,23 @@ def methods_cifar() -> None:
               f"units gone {s.units:.2%}, weights gone {s.weights:.2%}; {run.evaluation}", flush=True)  # fmt: skip
 
 
+def lab() -> None:
+    """The lab in a browser: what a person waits for, and memory."""
+    from tests.browser.pages import chromium
+
+    if chromium() is None:
+        print("lab: left out, since no Chromium or Chrome is installed here")
+        return
+    from tests.benchmarks.lab import CLICKS, measure
+
+    print(f"the lab in JupyterLab, digits, quick budget, {os.cpu_count()} cores; clicks are medians of {CLICKS} during a run")
+    for what, value in measure().items():
+        print(f"  {what:34} {value if isinstance(value, bool) else round(value, 2)}")
+
+
 ALL = {
     "imports": imports, "training": training, "oracle": oracle, "fmn": fmn, "evaluation": evaluation, "curve": curve, "methods": methods,
-    "methods_cifar": methods_cifar,
+    "methods_cifar": methods_cifar, "lab": lab,
 }  # fmt: skip
 
 if __name__ == "__main__":
