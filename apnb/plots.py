@@ -468,7 +468,7 @@ def masks(run: Run, *, cells: int = 96, title: str | None = None) -> go.Figure:
         size = tuple(min(cells, n) for n in mask.shape)
         shares = F.adaptive_avg_pool2d(mask[None], size)[0]
         trace = go.Heatmap(
-            z=shares.numpy().round(3), zmin=0, zmax=1, colorscale=[[0, "white"], [1, "#1b3a57"]], showscale=False,
+            z=shares.numpy().round(3).tolist(), zmin=0, zmax=1, colorscale=[[0, "white"], [1, "#1b3a57"]], showscale=False,
             hovertemplate="filter %{y}, weight %{x}<br>share kept %{z:.2f}<extra></extra>",
         )  # fmt: skip
         figure.add_trace(trace, row=i // columns + 1, col=i % columns + 1)

@@ -225,7 +225,7 @@ def test_two_labs_do_not_share_anything(tmp_path):
     one, two = (apnb.Lab(store=tmp_path, **QUICK) for _ in range(2))
     one.choose(sparsities=[0.5])
     finished(one)
-    assert len(one.runs) == 2 and not two.runs and not two.table.value and two.now.value == "ready"
+    assert len(one.runs) == 2 and not two.runs and not two.table.value and "ready<" in two.now.value
 
 
 def test_the_lab_shows_itself_and_says_what_it_needs_without_a_kernel(lab):

@@ -138,8 +138,8 @@ def test_masks_are_drawn_filter_by_filter_and_large_ones_as_shares():
     large[100:] = False
     run = SimpleNamespace(masks={"a.weight": small, "b.weight": large}, recipe=SimpleNamespace(label="x", sparsity=0.5))
     one, two = plots.masks(run).data
-    assert one.z.shape == (4, 6) and one.z[1][5] == 1 and one.z.sum() == 1
-    assert two.z.shape == (96, 96) and two.z[0].min() == 1 and two.z[-1].max() == 0
+    assert len(one.z) == 4 and one.z[1][5] == 1 and sum(map(sum, one.z)) == 1
+    assert len(two.z) == len(two.z[0]) == 96 and min(two.z[0]) == 1 and max(two.z[-1]) == 0
     assert len(plots.masks(SimpleNamespace(masks={f"{i}.weight": small for i in range(20)}, recipe=run.recipe)).data) == 12
 
 

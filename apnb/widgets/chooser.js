@@ -55,14 +55,19 @@ export function render({ model, el }) {
   model.on("change:rows", take);
   model.on("change:choice", take);
   model.on("msg:custom", take); // a click that was refused
+  const settle = () => setTimeout(() => window.dispatchEvent(new Event("resize")), 80); // figures take the width there is
+  model.on("change:drawn", settle);
   why("");
   draw();
+  settle();
+  setTimeout(settle, 800); // on the first page the figure may come later
 }
 
 function frame(spec, kind, choose, why) {
   const root = document.createElement("div");
   root.className = "apnb-row";
   root.dataset.dimension = spec.name;
+  root.dataset.kind = spec.kind;
   const title = Object.assign(document.createElement("span"), { className: "apnb-title", textContent: spec.title });
   title.id = "apnb-" + spec.name + "-" + Math.random().toString(36).slice(2);
   root.append(title);

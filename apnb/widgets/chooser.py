@@ -18,6 +18,7 @@ class Chooser(anywidget.AnyWidget):
         rows: what can be chosen, one dict a row: name, title, kind (chips, multi, select or text), hint, options (value, text, and the
             reason for which a word cannot be chosen, empty if it can).
         choice: name -> what is chosen.
+        drawn: how often the figure beside the form was drawn; the page then measures anew, since plotly draws before it knows its width.
         clicked: the last click on the page, as name, value and its number. `refuse` lets the page show ``choice`` again.
     """
 
@@ -26,6 +27,7 @@ class Chooser(anywidget.AnyWidget):
     rows = t.List(t.Dict()).tag(sync=True)
     choice = t.Dict().tag(sync=True)
     clicked = t.Dict().tag(sync=True)
+    drawn = t.Int().tag(sync=True)
 
     def refuse(self) -> None:
         """Undo on the page what was clicked there."""

@@ -29,7 +29,7 @@ TITLES = {
     "method": "method", "pipeline": "when", "schedule": "how often", "ramp": "ramp", "structure": "what goes", "locality": "compared",
     "criterion": "ranked by", "variant": "namely", "as_released": "details", "pretraining": "pretraining", "pruning_step": "search",
     "finetuning": "fine-tuning", "training_step": "training", "rewind": "afterwards", "sparsities": "sparsity", "network": "network",
-    "data": "data", "eps": "eps", "budget": "budget", "attacks": "attacks", "distances": "evaluate", "seeds": "seeds", "device": "device",
+    "data": "data", "eps": "eps", "budget": "budget", "attacks": "attacks", "seeds": "seeds", "device": "device", "distances": "evaluate",
 }  # fmt: skip
 """Rows of the form, in order."""
 KINDS = {name: "select" for name in ("method", "network", "data", "budget", "attacks", "device", *choices.STAGE_NAMES)}
@@ -103,6 +103,7 @@ class Lab:
         self.chooser, self.download = Chooser(), Download()
         self.plan, self.note, self.problem, self.now = (W.HTML(layout=full) for _ in range(4))
         self.picture, self.time, self.live, self.errors, self.said = (W.HTML(layout=full) for _ in range(5))
+        self.live.layout = W.Layout(width="100%", height="36px")  # nothing jumps when it is filled
         self.bar = W.FloatProgress(min=0, max=1, layout=W.Layout(width="180px"), style={"bar_color": plots.BLUE})
         self.start = W.Button(description="Run", button_style="primary", icon="play", tooltip="train, prune and attack, here")
         self.cancel = W.Button(description="Cancel", icon="stop", disabled=True, tooltip="stop; what is finished stays")
@@ -111,7 +112,8 @@ class Lab:
         self.eps = W.FloatSlider(description="eps", min=0.001, max=0.5, step=0.001, value=0.15, readout_format=".3f")
         self.published = W.Checkbox(value=False, description="published points", indent=False, layout=W.Layout(width="160px"))
         self.tabs = {name: W.Button(description=name, layout=W.Layout(width="auto")) for name in TABS}
-        self.figure = go.FigureWidget(layout={"template": plots.TEMPLATE, "height": 440})
+        self.figure = go.FigureWidget(_nothing(TABS[0]))
+        self.figure._config = {**self.figure._config, "responsive": True}
         self.table = W.HTML(layout=W.Layout(width="100%", display="none"))
         self.code = W.Textarea(layout=W.Layout(width="calc(100% - 8px)", height="170px", display="none"))
         self.pieces = {
@@ -135,7 +137,7 @@ class Lab:
         self.view = W.VBox(
             [
                 W.HBox([left, right], layout=W.Layout(flex_flow="row wrap", grid_gap="12px")),
-                W.HBox([self.bar, self.now], layout=W.Layout(min_height="32px")),
+                W.HBox([self.bar, self.now], layout=W.Layout(height="36px", overflow="hidden")),
                 self.live,
                 self.errors,
                 W.HBox([*self.tabs.values()], layout=W.Layout(flex_flow="row wrap")),
@@ -252,8 +254,11 @@ class Lab:
             self.plan.value = self.code.value = self.picture.value = self.time.value = ""
             self.start.disabled = True
             return
-        shares = " and ".join(dict.fromkeys(f"{r.sparsity:.0%}" for r in recipes))
+        *others, last = dict.fromkeys(f"{100 * r.sparsity:g}%" for r in recipes)
+        shares = f"{', '.join(others)} and {last}" if others else last
         one = f"{recipes[0].sparsity:.1%}"
+        if self.n is not None:
+            plan = re.sub(r"Attack \d+ test images", f"Attack {self.n} test images", plan)
         lines = [html.escape(line.replace(one, shares)) for line in plan.splitlines() if line]
         steps = "".join(f"<li>{line.split('. ', 1)[1]}</li>" for line in lines if line[0].isdigit())
         more = "".join(f'<div style="opacity:.75;font-size:12px">{line}</div>' for line in lines if not line[0].isdigit())
@@ -351,7 +356,7 @@ class Lab:
             self.said.value = _warn(str(error))
             rows = []
         self._found = [r for r in rows if r["attacks"] == self._choice["attacks"] and self.n in (None, r["n"])][-SHOWN:]
-        self.now.value = f"ready; {len(self._found)} runs of earlier days are shown" if self._found else "ready"
+        self.now.value = _line(f"ready; {len(self._found)} runs of earlier days are shown" if self._found else "ready")
         self._update()
 
     def _clear(self) -> None:
@@ -363,7 +368,7 @@ class Lab:
         with self._lock:
             self.bar.value = state.share
             left = f", about {_spell(state.remaining)} left" if state.running and state.remaining else ""
-            self.now.value = html.escape(state.what) + left
+            self.now.value = _line(state.what + left)
             self.live.value = _live(state)
             self.errors.value = "".join(_warn(f"{r.label} at {r.sparsity:g}: {s}") for r, s in state.errors.items())
             self.cancel.disabled = not state.running
@@ -377,10 +382,11 @@ class Lab:
         self._drawn = shown
         self.table.value = _table(rows)
         names = [(f"{r['label']} {r['sparsity']:.0%}, {r['network']}, {r['budget']}, seed {r['seed']}", r["key"]) for r in rows]
-        before = self.selected.value
+        before, newest = self.selected.value, self.selected.options[-1][1]
+        chosen = before in dict(names).values() and before != newest  # else the newest run is followed
         self._quiet = True  # two changes, one drawing
         self.selected.options = names or [("none yet", "")]
-        self.selected.value = before if before in dict(names).values() else names[-1][1] if names else ""
+        self.selected.value = before if chosen else names[-1][1] if names else ""
         self._quiet = False
         self._draw()
 
@@ -418,6 +424,7 @@ class Lab:
             except Invalid as error:
                 self.said.value, new = _warn(str(error)) if self.runs else "", _nothing(self.tab)
             _replace(self.figure, new)
+            self.chooser.drawn += 1
             if self.tab == "Curve":
                 for trace in self.figure.data:
                     trace.on_click(self._point_clicked)
@@ -512,7 +519,10 @@ def _nothing(tab: str) -> go.Figure:
     figure = go.Figure(layout={"template": plots.TEMPLATE, "height": 440})
     if tab == "Curve":
         figure.update_layout(
-            title={"text": "The curve appears here when the first run ends"},
+            title={
+                "text": "The curve appears here when the first run ends",
+                "subtitle": {"text": "accuracy on test images"},
+            },
             xaxis={"title": {"text": "sparsity asked for (% of units removed)"}, "range": [0, 100]},
             yaxis={"title": {"text": "accuracy (% of test images)"}, "range": [-1, 101]},
         )
@@ -525,13 +535,17 @@ def _replace(figure: go.FigureWidget, new: go.Figure) -> None:
     gone = {name: None for name in figure.layout.to_plotly_json() if name not in layout}
     alike = [t.type for t in figure.data] == [t.type for t in new.data]
     with figure.batch_update():
-        figure.layout.update({**gone, **layout}, overwrite=True)
+        figure.layout.update({**gone, **layout, "autosize": True}, overwrite=True)
         if alike:
             for old, trace in zip(figure.data, new.data, strict=True):
                 old.update(trace.to_plotly_json(), overwrite=True)
     if not alike:
         figure.data = ()
         figure.add_traces(new.data)
+
+
+def _line(text: str) -> str:
+    return f'<div style="line-height:1.25;padding-top:2px">{html.escape(text)}</div>'
 
 
 def _spell(seconds: float) -> str:
