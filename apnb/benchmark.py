@@ -67,6 +67,9 @@ def _given(rows: pd.DataFrame | None, *needed: str) -> pd.DataFrame:
         raise Invalid(
             f"the rows lack the column {missing[0]!r}; give rows of apnb.taxonomy.leaderboard() or of benchmark.overlay()"
         )
+    if "comparable" in rows:  # of one's own: what was measured otherwise is in no rank, and its label stands for the method
+        rows = rows[rows["comparable"].astype(bool)]
+        rows = rows.assign(method=rows["method"].where(rows["method"] != "", rows["label"]))
     return rows
 
 

@@ -8,6 +8,7 @@ now and, if not, why, and `recipes` makes the recipes.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -86,8 +87,18 @@ def complete(choice: Mapping[str, Any]) -> dict[str, Any]:
     chosen = {**START, **choice}
     if chosen["method"]:
         chosen |= _cell_of(chosen)
-    for name in CELL:
+    for name in (*CELL, "budget", "attacks", "distances", "device"):
         _known(name, chosen[name])
+    for name in ("rewind", "as_released"):
+        if chosen.get(name):
+            _known(name, chosen[name])
+    least, size = SMALLEST.get(chosen["network"], 0), SIZES.get(chosen["data"], math.inf)
+    if size < least:
+        raise Invalid(f"{chosen['network']} takes images of {least}x{least} and more, {chosen['data']} has {size}x{size}")
+    if chosen["network"] not in SMALLEST and ":" not in str(chosen["network"]):
+        raise Invalid(f"no network {chosen['network']!r}; choose {', '.join(SMALLEST)}, or package:factory")
+    if chosen["device"] == "cuda" and not _has_cuda():
+        raise Invalid("torch finds no CUDA device here; choose auto or cpu")
     made = _recipe(chosen, 0.9)
     if made.preset is None and chosen["method"] in PRESETS:
         chosen["method"] = OWN
@@ -127,6 +138,8 @@ def chosen_with(choice: Mapping[str, Any], name: str, value: Any) -> dict[str, A
     Raises:
         Invalid: a word that does not exist, or one that contradicts the others (see `options`).
     """
+    if name == "sparsities":
+        value = tuple(check_sparsity(float(s)) for s in value)
     changed = {**choice, name: value}
     if name == "method":
         changed = {k: v for k, v in changed.items() if k not in FOLLOWING}
@@ -174,23 +187,8 @@ def options(choice: Mapping[str, Any]) -> dict[str, list[Option]]:
         found[stage] = [Option(w, w, _contradiction(chosen, stage, w)) for w in words]
         if sum(not o.reason for o in found[stage]) < 2:
             found[stage] = []  # nothing to choose
-    size = SIZES.get(chosen["data"])
-    found["network"] = [
-        Option(n, n, f"{n} takes images of {SMALLEST[n]}x{SMALLEST[n]} and more, {chosen['data']} has {size}x{size}"
-               if size and size < SMALLEST[n] else "")
-        for n in WORDS["network"]
-    ]  # fmt: skip
-    least = SMALLEST.get(chosen["network"], 0)
-    found["data"] = [
-        Option(d, d, f"{chosen['network']} takes images of {least}x{least} and more, {d} has {SIZES[d]}x{SIZES[d]}"
-               if SIZES[d] < least else "")
-        for d in WORDS["data"]
-    ]  # fmt: skip
-    for name in ("budget", "attacks", "distances"):
-        found[name] = [Option(w, text) for w, text in WORDS[name].items()]
-    found["device"] = [
-        Option(d, d, "" if d != "cuda" or _has_cuda() else "torch finds no CUDA device here") for d in WORDS["device"]
-    ]
+    for name in ("network", "data", "budget", "attacks", "distances", "device"):
+        found[name] = _tried(chosen, name)
     return found
 
 
@@ -246,11 +244,11 @@ def seeds_of(text: str) -> tuple[int, ...]:
     found: list[int] = []
     for part in str(text).replace(" ", "").split(","):
         first, dash, last = part.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or len(part) > 12:
-            raise Invalid(f"seeds are whole numbers such as 0 or 0, 1, 2 or 0-4; got {str(text)[:40]!r}")
-        found += range(int(first), int(last or first) + 1) if int(last or first) - int(first) < 100 else []
-    if not found:
-        raise Invalid(f"seeds are up to 100 whole numbers such as 0 or 0, 1, 2 or 0-4; got {str(text)[:40]!r}")
+        numbers = first.isdecimal() and (last.isdecimal() or not dash) and len(part) <= 12
+        if numbers:
+            found += range(int(first), min(int(last or first), int(first) + 100) + 1)
+        if not numbers or int(last or first) < int(first) or len(found) > 100:
+            raise Invalid(f"seeds are up to 100 whole numbers such as 0 or 0, 1, 2 or 0-4; got {str(text)[:40]!r}")
     return tuple(dict.fromkeys(found))
 
 

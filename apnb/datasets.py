@@ -283,6 +283,12 @@ def data_root(root: str | Path | None = None) -> Path:
     return Path(platformdirs.user_data_dir("apnb")) / "data"
 
 
+def there(name: str, root: str | Path | None = None) -> bool:
+    """Whether the files of cifar10 or svhn lie where `load` looks for them, so that nothing has to be downloaded."""
+    files = {"cifar10": ["cifar-10-batches-py"], "svhn": ["train_32x32.mat", "test_32x32.mat"]}[name]
+    return all((data_root(root) / file).exists() for file in files)
+
+
 def _digits() -> Dataset:
     """scikit-learn's 1797 hand-written digits of 8x8 pixels in 17 grey levels: 1097 train, 200 validation, 500 test."""
     x, y = _digits_images()

@@ -107,7 +107,7 @@ def robustness_sparsity(frame: pd.DataFrame, *, title: str | None = None, publis
     groups = sorted(frame.groupby(["label", *varying], sort=True), key=lambda g: (_is_dense(g[0][0]), g[0]))
     lines = [(key, rows) for key, rows in groups if not _is_dense(key[0])]
     dense = [(key, rows) for key, rows in groups if _is_dense(key[0])]
-    asked = sorted({float(s) for s in frame["sparsity"] if s > 0})
+    asked = sorted({float(s) for some in (frame, published) if some is not None for s in some["sparsity"] if s > 0})
     low, high = (asked[0] * 100 - 3, asked[-1] * 100 + 3) if asked else (0.0, 100.0)
 
     figure, used = go.Figure(), set()

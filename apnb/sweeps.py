@@ -202,7 +202,7 @@ def read_sweep(path: str | Path) -> dict:
     """A sweep written by a person, as TOML or JSON.
 
     Fields: ``recipes`` (a list of recipes; ``sparsity`` and ``seed`` may be lists, then all combinations are meant), and
-    optionally ``network``, ``data``, ``eps``, ``attacks``, ``n``.
+    optionally ``network``, ``data``, ``eps``, ``attacks``, ``distances``, ``n``.
 
     Returns:
         {"recipes": [Recipe, ...], and the other fields that were given}.
@@ -233,6 +233,7 @@ def read_sweep(path: str | Path) -> dict:
         data: str = "digits"
         eps: float | None = None
         attacks: str = "standard"
+        distances: str = "none"
         n: int | None = None
 
     try:

@@ -90,11 +90,22 @@ def test_networks_and_data_that_do_not_go_together_exclude_each_other():
 
 @pytest.mark.parametrize(
     ("text", "seeds"),
-    [("0", (0,)), ("0, 1,2", (0, 1, 2)), ("3-5", (3, 4, 5)), ("1,1", (1,)), ("x", None), ("", None), ("0-999", None)],
+    [
+        ("0", (0,)),
+        ("0, 1,2", (0, 1, 2)),
+        ("3-5", (3, 4, 5)),
+        ("1,1", (1,)),
+        ("x", None),
+        ("", None),
+        ("0-999", None),
+        ("0-200, 5", None),
+        ("0,5-3", None),
+        ("0-60,100-160", None),
+    ],
 )
 def test_seeds_are_numbers_or_a_range(text, seeds):
     if seeds is None:
-        with pytest.raises(Invalid, match=r"such as 0 or 0, 1, 2 or 0-4"):
+        with pytest.raises(Invalid, match=r"up to 100 whole numbers such as 0 or 0, 1, 2 or 0-4"):
             choices.seeds_of(text)
     else:
         assert choices.seeds_of(text) == seeds
@@ -112,7 +123,14 @@ def test_eps_is_a_number_or_a_fraction(text, eps):
 
 
 def test_unknown_names_and_words_are_refused():
-    for wrong in ({"pipeline": "later"}, {"speed": "high"}, {"method": "hidra"}):
+    for wrong in (
+        {"pipeline": "later"},
+        {"speed": "high"},
+        {"method": "hidra"},
+        {"network": "vgg16"},
+        {"device": "tpu"},
+        {"network": "nope"},
+    ):
         with pytest.raises(Invalid):
             choices.complete(wrong)
 

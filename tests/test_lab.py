@@ -43,7 +43,7 @@ def lab(store):
 
 def click(lab, name, value):
     """What the page does when a word is clicked."""
-    lab.chooser.clicked = {"name": name, "value": value, "n": lab.chooser.clicked.get("n", 0) + 1}
+    lab.chooser._handle_custom_msg({"name": name, "value": value}, [])
 
 
 def row(lab, name):
@@ -99,11 +99,12 @@ def test_a_choice_that_contradicts_is_greyed_out_with_its_reason_and_cannot_be_m
     assert not reason(lab, "criterion", "bcs")
     click(lab, "criterion", "bcs")
     assert "Connections that die" in lab.plan.value and "fixed number" in reason(lab, "pipeline", "after")
-    click(lab, "sparsities", [])
+    for share in ("0.5", "0.9"):
+        click(lab, "sparsities", share)
     assert lab.start.disabled and "choose at least one" in lab.problem.value and not lab.code.value
-    click(lab, "sparsities", ["0.5"])
+    click(lab, "sparsities", "0.5")
     click(lab, "seeds", "one")
-    assert "seeds are whole numbers" in lab.problem.value
+    assert "whole numbers such as" in lab.problem.value
     click(lab, "seeds", "0-2")
     assert not lab.start.disabled and [r.seed for r in lab.recipes()] == [0, 1, 2] and "for seed in (0, 1, 2)" in lab.code.value
 
@@ -127,7 +128,8 @@ def test_a_method_brings_its_cell_and_another_word_leaves_it(lab):
 
 def test_choices_that_do_not_exist_are_refused(lab):
     for wrong in (
-        {"pipeline": "later"}, {"criteria": "lwm"}, {"sparsities": [1.6]}, {"method": "hidra"}, {"budget": "large"},
+        {"pipeline": "later"}, {"criteria": "lwm"}, {"sparsities": [1.6]}, {"network": "vgg16"},
+        {"network": "nope"}, {"method": "hidra"}, {"budget": "large"},
         {"attacks": "strong"}, {"data": ([], [])},
     ):  # fmt: skip
         with pytest.raises(Invalid):
@@ -142,8 +144,10 @@ def test_a_lab_opened_later_finds_the_runs(store, lab):
     again = apnb.Lab(store=store, **QUICK)
     assert {r["key"] for r in lab.queue.rows} <= {r["key"] for r in again.runs} and "of earlier days" in again.now.value
     assert any(t.name == "after/weights/global/LWM" for t in again.figure.data)
-    other = apnb.Lab(store=store, **{**QUICK, "n": 32})
-    assert not other.runs
+    assert apnb.Lab(store=store).runs  # whatever is chosen for new runs
+    assert not apnb.Lab(store=store, n=32).runs
+    again.choose(data="svhn")
+    assert not again.runs and "Run fetches them" in again.time.value
 
 
 def test_every_tab_shows_the_chosen_run(lab):
@@ -157,7 +161,7 @@ def test_every_tab_shows_the_chosen_run(lab):
         titles.add(lab.figure.layout.title.text)
     assert len(titles) == 6
     lab.show("Layers")
-    lab.selected.value = lab.runs[1]["key"]
+    lab.selected.value = lab.selected.options[1][1]
     assert "sparsity 50%" in lab.figure.layout.title.text
     lab.show("Security")
     assert sum(t.meta == "curve" for t in lab.figure.data) == 3
@@ -173,21 +177,51 @@ def test_a_click_on_a_point_selects_its_run(lab):
     finished(lab)
     trace = next(t for t in lab.figure.data if t.meta == "robust" and len(t.x) == 2)
     lab._point_clicked(trace, type("Points", (), {"point_inds": [0]}), None)
-    assert lab.selected.value == lab.runs[1]["key"]
+    assert lab.row() == lab.runs[1]
 
 
 def test_published_points_are_shown_where_there_are_any(lab):
     lab.choose(sparsities=[0.5])
     finished(lab)
+    drawn = len(lab.figure.data)
     lab.published.value = True
-    assert "no results for cnn on digits" in lab.said.value
-    lab.choose(network="resnet18", data="cifar10")
-    lab.show("Curve")
+    assert "no results for cnn on digits" in lab.said.value and len(lab.figure.data) == drawn
+    lab._found = [{**r, "network": "vgg16", "data": "cifar10", "eps": 8 / 255} for r in lab.runs]  # as if it had run there
+    lab.queue.clear()
+    lab._update()
     published = [t for t in lab.figure.data if t.meta == "published"]
-    assert len(published) == 10 and all(t.mode == "markers" for t in published)
+    assert len(published) == 10 and all(t.mode == "markers" for t in published) and lab.figure.layout.xaxis.range[1] > 99
 
 
-def test_everything_can_be_taken_away(lab, tmp_path):
+def test_runs_that_were_judged_otherwise_stay_out_of_the_picture_and_it_says_so(lab):
+    lab._clear()
+    lab.choose(sparsities=[0.5], attacks="pgd")
+    finished(lab)
+    lab.choose(attacks="lite")
+    finished(lab)
+    assert len(lab.runs) == 4 and "2 of 4 runs were judged otherwise" in lab.said.value
+    assert len({value for _, value in lab.selected.options}) == 4
+    lab.selected.value = lab.selected.options[0][1]
+    assert "PGD-50" in lab.figure.layout.title.subtitle.text
+    assert lab.take("Everything (ZIP)")[0] == "apnb-lab.zip"
+
+
+def test_what_waits_can_be_dropped_while_the_run_at_work_goes_on(lab):
+    lab._clear()
+    lab.choose(sparsities=[0.5, 0.9], seeds="7", pipeline="before")
+    lab.run()
+    lab.drop.click()
+    assert lab.wait(MINUTE) and 1 <= len(lab.runs) < 3
+
+
+def test_a_process_that_ends_in_mid_run_ends_in_order(tmp_path):
+    script = f"import apnb; lab = apnb.Lab(store={str(tmp_path)!r}, budget='tiny', n=16); lab.run()"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr[-500:]
+
+
+def test_everything_can_be_taken_away(lab):
+    lab._clear()
     lab.choose(sparsities=[0.5])
     finished(lab)
     name, content = lab.take("Everything (ZIP)")

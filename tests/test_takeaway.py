@@ -204,7 +204,7 @@ def test_a_picture_takes_the_pages_colour_for_its_text_and_the_pipelines_for_its
         picture = ET.fromstring(svg(Recipe(pipeline=pipeline, criterion="lis"), seconds=100))
         assert {r.get("fill") for r in picture.iter(f"{SVG}rect")} == {colour, "none"}
         texts = list(picture.iter(f"{SVG}text"))
-        assert {t.get("fill") for t in texts} <= {"currentColor", "white"} and texts[-1].text == "about 1.5 minutes in all"
+        assert {t.get("fill") for t in texts} <= {"currentColor", "white", "black"} and texts[-1].text == "about 1.5 minutes in all"
 
 
 def test_nothing_of_this_loads_plotly_before_it_is_used():

@@ -1,5 +1,5 @@
 // A form whose rows are words to choose among. Python says what can be chosen (rows) and what is chosen (choice); the page shows a click
-// at once and tells it to Python (clicked), which answers with rows and choice. A word that cannot be chosen stays in reach and says why.
+// at once and sends it to Python, which answers with rows and choice. A word that cannot be chosen stays in reach and says why.
 
 const ROW_KINDS = { chips, multi: chips, select, text };
 
@@ -9,14 +9,12 @@ export function render({ model, el }) {
   const said = Object.assign(document.createElement("div"), { className: "apnb-why" });
   said.setAttribute("role", "status");
   let shown = model.get("choice");
-  let clicks = 0;
 
-  function choose(name, value) {
-    shown = { ...shown, [name]: value };
+  function choose(name, value, after = value) {
+    shown = { ...shown, [name]: after };
     why("");
     draw();
-    model.set("clicked", { name, value, n: ++clicks });
-    model.save_changes();
+    model.send({ name, value }); // a message of its own: of a trait that changes quickly only the last value arrives
   }
 
   function why(text, near) {
@@ -55,7 +53,17 @@ export function render({ model, el }) {
   model.on("change:rows", take);
   model.on("change:choice", take);
   model.on("msg:custom", take); // a click that was refused
-  const settle = () => setTimeout(() => window.dispatchEvent(new Event("resize")), 80); // figures take the width there is
+  const lab = () => el.closest(".apnb-lab") ?? el;
+  const settle = () =>
+    setTimeout(() => {
+      window.dispatchEvent(new Event("resize")); // figures take the width there is
+      lab().setAttribute("data-lm-suppress-shortcuts", "true"); // keys belong to the form: x would cut the notebook's cell
+      lab().querySelector(".apnb-progress [role=progressbar], .apnb-progress")?.setAttribute("aria-label", "progress of all runs");
+      for (const plot of lab().querySelectorAll(".js-plotly-plot")) {
+        plot.setAttribute("role", "figure");
+        plot.setAttribute("aria-label", model.get("told"));
+      }
+    }, 80);
   model.on("change:drawn", settle);
   why("");
   draw();
@@ -88,7 +96,8 @@ function chips(root, spec, choose, why, label) {
     const reason = () => now.options.find((x) => x.value === o.value)?.reason || "";
     b.addEventListener("click", () => {
       if (reason()) return why(reason(), b);
-      choose(spec.name, several ? (value.includes(o.value) ? value.filter((v) => v !== o.value) : [...value, o.value]) : o.value);
+      if (!several) return choose(spec.name, o.value);
+      choose(spec.name, o.value, value.includes(o.value) ? value.filter((v) => v !== o.value) : [...value, o.value]);
     });
     b.addEventListener("mouseenter", () => why(reason(), b));
     b.addEventListener("focus", () => why(reason(), b));
@@ -114,7 +123,10 @@ function select(root, spec, choose, why, label) {
   const box = document.createElement("select");
   box.setAttribute("aria-labelledby", label);
   for (const o of spec.options) box.append(Object.assign(document.createElement("option"), { value: o.value, textContent: o.text }));
+  let shut = "";
   box.addEventListener("change", () => choose(spec.name, box.value));
+  box.addEventListener("focus", () => why(shut, box));
+  box.addEventListener("blur", () => why(""));
   root.append(box);
   return (next, chosen) => {
     for (const o of box.options) {
@@ -123,8 +135,8 @@ function select(root, spec, choose, why, label) {
       o.title = option.reason;
     }
     if (box.value !== chosen) box.value = chosen;
-    const shut = next.options.filter((o) => o.reason);
-    box.title = shut.map((o) => o.text + ": " + o.reason).join("\n");
+    shut = [...new Set(next.options.map((o) => o.reason))].filter(Boolean).join("; ");
+    box.title = shut;
   };
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,19 @@ class Chooser(anywidget.AnyWidget):
             reason for which a word cannot be chosen, empty if it can).
         choice: name -> what is chosen.
         drawn: how often the figure beside the form was drawn; the page then measures anew, since plotly draws before it knows its width.
-        clicked: the last click on the page, as name, value and its number. `refuse` lets the page show ``choice`` again.
+        told: what that figure shows, for those who do not see it.
     """
 
     _esm = HERE / "chooser.js"
     _css = HERE / "chooser.css"
     rows = t.List(t.Dict()).tag(sync=True)
     choice = t.Dict().tag(sync=True)
-    clicked = t.Dict().tag(sync=True)
     drawn = t.Int().tag(sync=True)
+    told = t.Unicode().tag(sync=True)
+
+    def on_click(self, function: Callable[[str, Any], None]) -> None:
+        """Call ``function(name, value)`` for each click, in order; of a row of several words the value is the word that was clicked."""
+        self.on_msg(lambda _, content, __: function(content["name"], content["value"]))
 
     def refuse(self) -> None:
         """Undo on the page what was clicked there."""

@@ -3,6 +3,7 @@ is `apnb.widgets.queue`, the pictures are `apnb.plots`."""
 
 from __future__ import annotations
 
+import contextlib
 import html
 import re
 import threading
@@ -17,7 +18,7 @@ from apnb.recipes import Budget, Recipe
 from apnb.runs import Run, open_run
 from apnb.store import Store
 from apnb.widgets import takeaway, timeline
-from apnb.widgets.queue import Queue, State, stored
+from apnb.widgets.queue import Queue, State, at_work, stored
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
     from apnb.curves import Distances
 
 TITLES = {
-    "method": "method", "pipeline": "when", "schedule": "how often", "ramp": "ramp", "structure": "what goes", "locality": "compared",
-    "criterion": "ranked by", "variant": "namely", "as_released": "details", "pretraining": "pretraining", "pruning_step": "search",
-    "finetuning": "fine-tuning", "training_step": "training", "rewind": "afterwards", "sparsities": "sparsity", "network": "network",
+    "method": "method", "pipeline": "pipeline", "schedule": "schedule", "ramp": "ramp", "structure": "structure", "locality": "locality",
+    "criterion": "criterion", "variant": "variant", "as_released": "details", "pretraining": "pretraining", "pruning_step": "search",
+    "finetuning": "fine-tuning", "training_step": "training", "rewind": "rewind", "sparsities": "sparsity", "network": "network",
     "data": "data", "eps": "eps", "budget": "budget", "attacks": "attacks", "seeds": "seeds", "device": "device", "distances": "evaluate",
 }  # fmt: skip
 """Rows of the form, in order."""
@@ -78,19 +79,21 @@ class Lab:
         if threads is not None:
             sweeps.set_threads(threads)
         self._budget = budget if isinstance(budget, Budget) else None
-        self.n, self._given_store = n, store if isinstance(store, str | Path) else None
+        self.n = n
         self.store = store if isinstance(store, Store) else Store(store)
-        self.queue = Queue(store=self.store, on_change=self._show)
-        self.tab, self.extra = TABS[0], []
+        self.queue = Queue(store=self.store, on_change=lambda _: self._show())
+        self._others = at_work()  # of a lab whose cell was run again, perhaps
+        self.tab, self._figure_tab, self.extra = TABS[0], TABS[0], []
         self._choice, self._found = choices.complete({}), []
         self._drawn: tuple = ()
         self._quiet = False
+        self._curves: dict[str, Distances] = {}
         self._asked = 0
         self._lock = threading.RLock()  # clicks come from one thread, the queue's news from another
         self._make(W)
         self.choose(**({} if self._budget else {"budget": budget}), **chosen)
-        self.chooser.observe(self._clicked, names="clicked")
-        self._find_stored()
+        self.chooser.on_click(self._clicked)
+        self._show()
 
     # --- the page ---------------------------------------------------------------------------------------------------------------
 
@@ -105,6 +108,8 @@ class Lab:
         self.picture, self.time, self.live, self.errors, self.said = (W.HTML(layout=full) for _ in range(5))
         self.live.layout = W.Layout(width="100%", height="36px")  # nothing jumps when it is filled
         self.bar = W.FloatProgress(min=0, max=1, layout=W.Layout(width="180px"), style={"bar_color": plots.BLUE})
+        self.stage = W.FloatProgress(min=0, max=1, layout=W.Layout(width="90px"), style={"bar_color": plots.SKY})
+        self.drop = W.Button(description="Drop waiting", disabled=True, tooltip="drop what waits; the run at work goes on")
         self.start = W.Button(description="Run", button_style="primary", icon="play", tooltip="train, prune and attack, here")
         self.cancel = W.Button(description="Cancel", icon="stop", disabled=True, tooltip="stop; what is finished stays")
         self.clear = W.Button(description="Clear view", tooltip="show only what is run from now on; the store keeps everything")
@@ -129,7 +134,7 @@ class Lab:
         right = W.VBox(
             [
                 W.HTML("<b>What will happen</b>"), self.note, self.plan, self.picture, self.time,
-                W.HBox([self.start, self.cancel, self.clear]), self.problem,
+                W.HBox([self.start, self.cancel, self.drop, self.clear]), self.problem,
             ],
             layout=W.Layout(flex="1 1 320px", min_width="280px"),
         )  # fmt: skip
@@ -137,7 +142,7 @@ class Lab:
         self.view = W.VBox(
             [
                 W.HBox([left, right], layout=W.Layout(flex_flow="row wrap", grid_gap="12px")),
-                W.HBox([self.bar, self.now], layout=W.Layout(height="36px", overflow="hidden")),
+                W.HBox([self.bar, self.stage, self.now], layout=W.Layout(height="36px", overflow="hidden")),
                 self.live,
                 self.errors,
                 W.HBox([*self.tabs.values()], layout=W.Layout(flex_flow="row wrap")),
@@ -162,7 +167,8 @@ class Lab:
         for name, button in self.pieces.items():
             button.on_click(lambda _, name=name: self._take(name))
         self.start.on_click(lambda _: self.run())
-        self.cancel.on_click(lambda _: self.queue.cancel())
+        self.cancel.on_click(lambda _: [queue.cancel() for queue in (self.queue, *self._others)])
+        self.drop.on_click(lambda _: self.queue.cancel(waiting_only=True))
         self.clear.on_click(lambda _: self._clear())
         for widget in (self.selected, self.eps, self.published):
             widget.observe(lambda _: self._draw(), names="value")
@@ -170,51 +176,44 @@ class Lab:
 
     # --- what is chosen ---------------------------------------------------------------------------------------------------------
 
-    def choose(self, *, sparsities: Any = None, seed: int | None = None, **words: Any) -> None:
-        """Choose from Python, as clicks would; one word after the other, so that the last one counts.
+    def choose(self, **words: Any) -> None:
+        """Choose from Python, as clicks would, a method first: ``choose(method="harp", structure="channels")``.
+
+        Args:
+            words: name of a choice -> word, as in `apnb.choices.WORDS`; sparsities are numbers, seeds and eps texts or numbers.
 
         Raises:
             Invalid: a choice or a word that does not exist, or one that contradicts the others.
         """
         chosen = dict(self._choice)
-        if seed is not None:
-            words["seeds"] = str(seed)
-        if isinstance(words.get("data", ""), str) is False:
-            raise Invalid("the lab takes data by name, as for apnb.run: digits, cifar10, svhn, folder:PATH or npz:PATH")
-        for name in sorted(words, key=[*choices.START, *choices.WORDS, *choices.STAGE_NAMES, *words].index):
+        for name in sorted(words, key=lambda name: name != "method"):
             value = words[name]
-            if name in choices.CELL and value not in choices.WORDS[name]:
-                raise Invalid(f"no {name} {value!r} in the lab; choose {', '.join(choices.WORDS[name])}")
-            if name in ("budget", "attacks", "distances", "device"):
-                value = choose(value, choices.WORDS[name], f"{name} in the lab")
-            if name == "method" and value:
-                value = value if value in choices.PRESETS else taxonomy.method(value).key
-            words[name] = value
-        if set(words) & {"method", *choices.CELL}:
-            chosen = {k: v for k, v in chosen.items() if k not in choices.FOLLOWING} | {"method": words.get("method", "")}
-        chosen = choices.complete({**chosen, **words})
-        if sparsities is not None:
-            chosen["sparsities"] = tuple(choices.check_sparsity(s) for s in sparsities)
+            if name == "data" and not isinstance(value, str):
+                raise Invalid("the lab takes data by name: digits, cifar10, svhn, folder:PATH or npz:PATH")
+            if name == "method" and value and value not in choices.PRESETS:
+                value = taxonomy.method(value).key
+            chosen = choices.chosen_with(chosen, name, str(value) if name in ("seeds", "eps") else value)
         self._put(chosen)
 
     def choose_method(self, key: str) -> None:
         """Choose a surveyed method with its cell, as the taxonomy explorer's button does."""
         self.choose(method=key)
 
-    def _clicked(self, change: Mapping) -> None:
-        """A click on the form."""
-        name, value = change["new"]["name"], change["new"]["value"]
-        if name == "sparsities":
-            value = tuple(float(s) for s in value)
-        try:
-            self._put(choices.chosen_with(self._choice, name, value))
-        except Invalid as error:
-            self.chooser.refuse()
-            self.problem.value = _warn(str(error))
+    def _clicked(self, name: str, value: Any) -> None:
+        """A click on the form; of the sparsities, the one that was clicked."""
+        with self._lock:
+            if name == "sparsities":
+                clicked, now = float(value), self._choice["sparsities"]
+                value = tuple(s for s in now if s != clicked) if clicked in now else (*now, clicked)
+            try:
+                self._put(choices.chosen_with(self._choice, name, value))
+            except Invalid as error:
+                self.chooser.refuse()
+                self.problem.value = _warn(str(error))
 
     def _put(self, chosen: dict[str, Any]) -> None:
         """Show a choice, and what follows from it: the words that go with it, plan, picture, code, time."""
-        self._choice = chosen
+        before, self._choice = self._choice, chosen
         open_to = choices.options(chosen)
         shares = sorted({*choices.SPARSITIES, *chosen["sparsities"]})
         open_to["sparsities"] = [choices.Option(f"{s:g}", f"{s * 100:g} %") for s in shares]
@@ -234,6 +233,10 @@ class Lab:
         with self.chooser.hold_sync():
             self.chooser.rows, self.chooser.choice = rows, page
         self._refresh()
+        if not self._drawn or any(before[name] != chosen[name] for name in ("data", "eps")):
+            self._find_stored()
+        elif self.published.value:
+            self._draw()
 
     def recipes(self) -> list[Recipe]:
         """The recipes that the form asks for, one for each sparsity and seed, without the dense network.
@@ -251,7 +254,7 @@ class Lab:
             plan = recipes[0].plan(pixels)
         except Invalid as error:
             self.problem.value = _warn(str(error))
-            self.plan.value = self.code.value = self.picture.value = self.time.value = ""
+            self.plan.value = self.code.value = self.picture.value = self.time.value = self.note.value = ""
             self.start.disabled = True
             return
         *others, last = dict.fromkeys(f"{100 * r.sparsity:g}%" for r in recipes)
@@ -268,7 +271,8 @@ class Lab:
         self.note.value = f"<i>{html.escape(choices.neighbours(chosen))}</i>"
         self.picture.value = timeline.svg(recipes[0], pixels)
         self.problem.value = ""
-        options = self._options() | {"n": self.n, "store": str(self._given_store) if self._given_store else None}
+        own = self.store.root != Store().root
+        options = self._options() | {"n": self.n, "store": str(self.store.root) if own else None}
         options |= {"attacks": None if options["attacks"] == "standard" else options["attacks"]}
         options |= {name: None for name in ("distances", "device") if options[name] in ("none", None)}
         self.code.value = choices.code(recipes, chosen["network"], chosen["data"], eps, **options)
@@ -288,6 +292,9 @@ class Lab:
         from apnb.estimate import estimate
 
         self._asked += 1
+        if chosen_data := self._missing():
+            self.time.value = chosen_data
+            return
         mine, chosen, options = self._asked, self._choice, self._options()
         self.time.value = '<span style="opacity:.6">measuring how long this takes here ...</span>'
 
@@ -308,6 +315,13 @@ class Lab:
 
         threading.Thread(target=work, name="apnb-estimate").start()  # no daemon: torch must not be cut off at exit
 
+    def _missing(self) -> str:
+        """What to say instead of a time if the images have to be fetched first: nothing is downloaded unasked."""
+        data = self._choice["data"]
+        if data not in ("cifar10", "svhn") or datasets.there(data):
+            return ""
+        return f"The images of {data} are not here yet; Run fetches them first."
+
     # --- running ----------------------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
@@ -322,7 +336,7 @@ class Lab:
         except Invalid as error:
             self.problem.value = _warn(str(error))
         else:
-            self._show(self.queue.state)
+            self._show()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the runs have ended (for scripts and headless notebooks); False if ``timeout`` seconds did not suffice."""
@@ -330,18 +344,34 @@ class Lab:
 
     @property
     def runs(self) -> list[dict]:
-        """One flat row for each run that is shown, columns as in `apnb.store.ROW`: those found in the store first."""
+        """One flat row for each evaluation that is shown, columns as in `apnb.store.ROW`: those found in the store first."""
         mine = list(self.queue.rows)
-        names = {(r["key"], r["attacks"], r["n"]) for r in mine}
-        return [r for r in self._found if (r["key"], r["attacks"], r["n"]) not in names] + mine
+        names = {_name(r) for r in mine}
+        return [r for r in self._found if _name(r) not in names] + mine
 
     def frame(self) -> pd.DataFrame:
         """`runs` as a DataFrame, ready for `apnb.plots.robustness_sparsity`."""
         return sweeps.frame_of(self.runs)
 
-    def run_of(self, key: str) -> Run:
-        """A shown run, opened."""
-        return next((r for r in self.queue.runs if r.key == key), None) or open_run(key, store=self.store)
+    def run_of(self, row: Mapping[str, Any]) -> Run:
+        """The run of a row of `runs`, opened, with that evaluation if it was made here, else with the newest.
+
+        Raises:
+            Invalid: it is no longer in the store, or damaged.
+        """
+        made = next((r for r in self.queue.runs if _name(r.row()) == _name(row)), None)
+        return made or open_run(row["key"], store=self.store)
+
+    def row(self) -> dict:
+        """The row that is selected.
+
+        Raises:
+            Invalid: there is none yet.
+        """
+        found = next((r for r in self.runs if _name(r) == self.selected.value), None)
+        if found is None:
+            raise Invalid("there is no run yet; run something, or choose a run")
+        return found
 
     def add_curves(self, *distances: Distances) -> None:
         """Draw other security curves beside those of the runs: of a published network, or of an evaluation of one's own."""
@@ -349,39 +379,54 @@ class Lab:
         self._draw()
 
     def _find_stored(self) -> None:
-        """Runs of earlier days that fit what is chosen: the same data, radius and attacks."""
-        try:
-            rows = stored(self.store, self._choice["data"], choices.eps_of(self._choice["eps"]))
-        except Invalid as error:
-            self.said.value = _warn(str(error))
-            rows = []
-        self._found = [r for r in rows if r["attacks"] == self._choice["attacks"] and self.n in (None, r["n"])][-SHOWN:]
-        self.now.value = _line(f"ready; {len(self._found)} runs of earlier days are shown" if self._found else "ready")
-        self._update()
+        """Runs of earlier days that fit what is chosen: the same data and radius."""
+        with self._lock:
+            self.queue.clear()
+            try:
+                rows = stored(self.store, self._choice["data"], choices.eps_of(self._choice["eps"]))
+            except Invalid as error:
+                rows, self.said.value = [], _warn(str(error))
+            self._found = [r for r in rows if self.n in (None, r["n"])][-SHOWN:]
+            if not self.queue.running:
+                self.now.value = _line(f"ready; {len(self._found)} runs of earlier days are shown" if self._found else "ready")
+            self._update()
 
     def _clear(self) -> None:
-        self._found, self.queue.rows[:], self.queue.runs[:] = [], [], []
-        self._update()
-
-    def _show(self, state: State) -> None:
-        """Called from the queue's thread; sets traits only, since what a thread prints is lost."""
         with self._lock:
-            self.bar.value = state.share
-            left = f", about {_spell(state.remaining)} left" if state.running and state.remaining else ""
-            self.now.value = _line(state.what + left)
+            self._found = []
+            self.queue.clear()
+            self._update()
+
+    def _show(self) -> None:
+        """Show what the queue does. Called from its thread too: sets traits only, since what a thread prints is lost."""
+        with self._lock:
+            state = self.queue.state
+            self.bar.value, self.stage.value = state.share, state.stage_share
+            waiting = [j for j in state.jobs if j.state == "waiting"]
+            if state.total:
+                left = f", about {_spell(state.remaining)} left" if state.running and state.remaining else ""
+                more = f"; {len(waiting)} more waiting" if waiting else ""
+                self.now.value = _line(state.what + left + more)
+            elif any(queue.running for queue in self._others):
+                self.now.value = _line("another lab of this kernel is at work; Cancel stops it")
             self.live.value = _live(state)
-            self.errors.value = "".join(_warn(f"{r.label} at {r.sparsity:g}: {s}") for r, s in state.errors.items())
-            self.cancel.disabled = not state.running
+            failed = [j for j in state.jobs if j.state == "failed"][-5:]
+            self.errors.value = "".join(
+                _warn(f"{j.recipe.label} at {j.recipe.sparsity:g} on {j.network}: {j.error}") for j in failed
+            )
+            self.cancel.disabled = not (state.running or any(queue.running for queue in self._others))
+            self.drop.disabled = not waiting
             self._update()
 
     def _update(self) -> None:
         """Draw anew if the runs that are shown changed."""
-        rows = self.runs
-        if (shown := tuple((r["key"], r["n"]) for r in rows)) == self._drawn:
+        rows, state = self.runs, self.queue.state
+        if (shown := (tuple(map(_name, rows)), state.done, state.total)) == self._drawn:
             return
-        self._drawn = shown
+        over = bool(self._drawn) and state.done == state.total and self._drawn[1:] != shown[1:]
+        self._drawn, self._curves = shown, {}
         self.table.value = _table(rows)
-        names = [(f"{r['label']} {r['sparsity']:.0%}, {r['network']}, {r['budget']}, seed {r['seed']}", r["key"]) for r in rows]
+        names = [(_told(r), _name(r)) for r in rows]
         before, newest = self.selected.value, self.selected.options[-1][1]
         chosen = before in dict(names).values() and before != newest  # else the newest run is followed
         self._quiet = True  # two changes, one drawing
@@ -389,6 +434,8 @@ class Lab:
         self.selected.value = before if chosen else names[-1][1] if names else ""
         self._quiet = False
         self._draw()
+        if over:
+            self._refresh()  # what is stored takes no time
 
     # --- showing ----------------------------------------------------------------------------------------------------------------
 
@@ -399,9 +446,11 @@ class Lab:
             Invalid: there is no such tab.
         """
         self.tab = choose(tab.replace("_", " "), TABS, "tab of the lab")
+        places = {"Table": self.table, "Take away": self.away, "Code": self.code}
+        if self.tab not in places:
+            self._figure_tab = self.tab
         for name, button in self.tabs.items():
             button.button_style = "info" if name == self.tab else ""
-        places = {"Table": self.table, "Take away": self.away, "Code": self.code}
         for name, place in {**places, "": self.framed}.items():
             place.layout.display = None if name == (self.tab if self.tab in places else "") else "none"
         self.selected.layout.display = None if self.tab in ("Curve", "History", "Layers", "Masks", "Images") else "none"
@@ -418,44 +467,55 @@ class Lab:
         if self.tab not in makers or self._quiet:
             return
         with self._lock:
+            self.said.value = ""
             try:
                 new = makers[self.tab]()
-                self.said.value = ""
             except Invalid as error:
                 self.said.value, new = _warn(str(error)) if self.runs else "", _nothing(self.tab)
             _replace(self.figure, new)
+            self.chooser.told = (
+                f"{self.tab}: {new.layout.title.text or ''}; {len(new.data)} lines or pictures, numbers in the tab Table"
+            )
             self.chooser.drawn += 1
             if self.tab == "Curve":
                 for trace in self.figure.data:
                     trace.on_click(self._point_clicked)
 
     def _curve(self) -> go.Figure:
+        """The runs that can stand in one picture with the one that is selected."""
+        frame, row = self.frame(), self.row()
+        alike = frame[(frame["eps"] == row["eps"]) & (frame["attacks"] == row["attacks"]) & (frame["data"] == row["data"])]
+        if others := len(frame) - len(alike):
+            self.said.value = _note(f"{others} of {len(frame)} runs were judged otherwise; choose one of them to see those")
         found = None
         if self.published.value:
             table = taxonomy.leaderboard()
-            network, data = self._choice["network"], self._choice["data"]
-            group = "unstructured" if self._choice["structure"] == "weights" else "structured"
+            network, data = row["network"], row["data"]
+            group = "unstructured" if row["structure"] == "weights" else "structured"
             found = table[(table.network == network) & (table.data == data) & (table.structure_group == group)]
             if found.empty:
-                raise Invalid(f"the survey has no results for {network} on {data}; choose resnet18 or vgg16 and cifar10 or svhn")
-        return plots.robustness_sparsity(self.frame(), published=found)
+                self.said.value = _note(f"the survey has no results for {network} on {data}; it has them for resnet18 and vgg16 "
+                                        "on cifar10 and svhn")  # fmt: skip
+                found = None
+        return plots.robustness_sparsity(alike, published=found)
 
     def _security(self) -> go.Figure:
-        rows = {r["key"]: r for r in self.runs}
-        curves = []
-        for key, row in rows.items():
-            evaluation = self.run_of(key).evaluation
-            if evaluation is not None and evaluation.searched != "none":
-                curves.append(evaluation.curve(f"{row['label']} {row['sparsity']:.0%}, seed {row['seed']}"))
-        curves = [*curves, *self.extra][-len(plots.LOOKS) :]
+        for row in self.runs:
+            if _name(row) not in self._curves:
+                try:
+                    evaluation = self.run_of(row).evaluation
+                except Invalid as error:  # one damaged run must not hide the others
+                    self.said.value = _warn(str(error))
+                    continue
+                found = evaluation is not None and evaluation.searched != "none"
+                self._curves[_name(row)] = evaluation.curve(_told(row)) if found else None
+        curves = [*(c for c in self._curves.values() if c is not None), *self.extra][-len(plots.LOOKS) :]
         if not curves:
             raise Invalid("no run that is shown has a security curve; choose 'and security curves' beside 'evaluate' and run it")
         return plots.security_curve(curves, eps=self.eps.value)
 
     def _of_run(self, draw: Callable[[Run], go.Figure]) -> go.Figure:
-        if not self.selected.value:
-            raise Invalid("there is no run yet; run something, or choose a run")
-        return draw(self.run_of(self.selected.value))
+        return draw(self.run_of(self.row()))
 
     def _images(self) -> go.Figure:
         def draw(run: Run) -> go.Figure:
@@ -470,9 +530,11 @@ class Lab:
         texts = trace.text if isinstance(trace.text, tuple | list) else ()
         for i in points.point_inds:
             named = re.search(r"runs? ([0-9a-f]{8,})", str(texts[i])) if i < len(texts) else None
-            key = next((r["key"] for r in self.runs if named and r["key"].startswith(named[1])), None)
-            if key:
-                self.selected.value = key
+            found = next(
+                (r for r in self.runs if named and r["key"].startswith(named[1]) and r["attacks"] == self.row()["attacks"]), None
+            )
+            if found:
+                self.selected.value = _name(found)
 
     # --- taking away ------------------------------------------------------------------------------------------------------------
 
@@ -499,18 +561,34 @@ class Lab:
         if piece.startswith("Figure"):
             kind = piece[piece.index("(") + 1 : -1].lower()
             figure = self.figure if self.figure.data else self._curve()
-            return f"apnb-{self.tab.lower()}.{kind}", takeaway.figure(figure, kind)
+            return f"apnb-{self._figure_tab.lower()}.{kind}", takeaway.figure(figure, kind)
         if piece.startswith("Table"):
             return "apnb-runs.csv", takeaway.csv(rows)
         if piece.startswith("Recipes"):
             return "apnb-recipes.json", takeaway.recipes(rows, self.store)
-        return "apnb-lab.zip", takeaway.bundle(rows, self.store, figures={"curve": self._curve()}, code=self.code.value)
+        figures = {}
+        for name, make in (("curve", self._curve), ("security", self._security)):
+            with contextlib.suppress(Invalid):  # what cannot be drawn is left out
+                figures[name] = make()
+        return "apnb-lab.zip", takeaway.bundle(rows, self.store, figures=figures)
 
     def _repr_mimebundle_(self, **options: Any) -> Any:
         bundle = self.view._repr_mimebundle_(**options)
         data, meta = bundle if isinstance(bundle, tuple) else (bundle, {})
         said = "The lab needs a running kernel: run this cell in JupyterLab, and its controls appear here."
         return {**data, "text/plain": said, "text/html": f"<p><em>{said}</em></p>"}, meta
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    """What tells one evaluation of a run from another."""
+    return f"{row['key']} {row['attacks']} {row['n']} {row['eps']}"
+
+
+def _told(row: Mapping[str, Any]) -> str:
+    return (
+        f"{row['label']} {100 * row['sparsity']:g}%, {row['network']}, {row['budget']}, seed {row['seed']}, {row['attacks']} "
+        f"on {row['n']:.0f}"
+    )
 
 
 def _nothing(tab: str) -> go.Figure:
@@ -533,15 +611,16 @@ def _replace(figure: go.FigureWidget, new: go.Figure) -> None:
     """Let a figure widget show another figure: in place where the traces are alike, so that nothing flickers."""
     layout = new.layout.to_plotly_json()
     gone = {name: None for name in figure.layout.to_plotly_json() if name not in layout}
+    for name in {"xaxis", "yaxis", *(name for name in layout if name[1:].startswith("axis"))}:
+        layout[name] = {"type": "-", **layout.get(name, {})}  # found out anew: the page remembers what the last figure's were
     alike = [t.type for t in figure.data] == [t.type for t in new.data]
-    with figure.batch_update():
-        figure.layout.update({**gone, **layout, "autosize": True}, overwrite=True)
-        if alike:
-            for old, trace in zip(figure.data, new.data, strict=True):
-                old.update(trace.to_plotly_json(), overwrite=True)
     if not alike:
         figure.data = ()
         figure.add_traces(new.data)
+    with figure.batch_update():
+        for old, trace in zip(figure.data, new.data, strict=True) if alike else ():
+            old.update(trace.to_plotly_json(), overwrite=True)
+        figure.layout.update({**gone, **layout, "autosize": True}, overwrite=True)
 
 
 def _line(text: str) -> str:
@@ -576,7 +655,12 @@ def _live(state: State) -> str:
 
 
 def _warn(sentence: str) -> str:
-    return f'<div role="alert" style="color:#b34a00;line-height:1.35;max-width:60em">⚠ {html.escape(sentence)}</div>'
+    look = "border-left:4px solid #d55e00;padding-left:8px;line-height:1.35;max-width:60em"
+    return f'<div role="alert" style="{look}">⚠ {html.escape(sentence)}</div>'
+
+
+def _note(sentence: str) -> str:
+    return f'<div style="line-height:1.35">{html.escape(sentence)}</div>'
 
 
 def _table(rows: Sequence[Mapping]) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import math
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,6 +103,23 @@ class State:
     series: Series = field(default_factory=Series)
 
 
+_LIVE: weakref.WeakSet[Queue] = weakref.WeakSet()
+
+
+def at_work() -> list[Queue]:
+    """The queues of this process that are carrying something out."""
+    return [queue for queue in list(_LIVE) if queue.running]
+
+
+@atexit.register
+def _end_all() -> None:
+    """A thread in the middle of torch's work must not be cut off by the end of the process."""
+    for queue in at_work():
+        queue.cancel()
+    for queue in list(_LIVE):
+        queue.wait(30)
+
+
 class Queue:
     """Runs recipes in one thread and keeps what they gave.
 
@@ -136,6 +155,12 @@ class Queue:
         self._plans: dict[int, Plan | None] = {}
         self._work: dict[int, dict[str, float]] = {}  # job -> stage -> units of work
         self._pace = Pace()
+        _LIVE.add(self)
+
+    def clear(self) -> None:
+        """Forget the finished runs; they stay in the store."""
+        with self._lock:
+            self.rows, self.runs = [], []
 
     @property
     def running(self) -> bool:
@@ -317,12 +342,13 @@ class Queue:
 
     def _keep(self, run: Any) -> None:
         row = run.row()
-        for i, old in enumerate(self.rows):
-            if all(old[k] == row[k] for k in ("key", "attacks", "n")):
-                self.rows[i], self.runs[i] = row, run
-                return
-        self.rows.append(row)
-        self.runs.append(run)
+        with self._lock:
+            for i, old in enumerate(self.rows):
+                if all(old[k] == row[k] for k in ("key", "attacks", "n", "eps")):
+                    self.rows[i], self.runs[i] = row, run
+                    return
+            self.rows.append(row)
+            self.runs.append(run)
 
     def _change(self, job: Job | None = None, **changes: Any) -> None:
         """Put a new state, with what follows from its jobs; ``job`` takes the place of the one with its number."""

@@ -59,6 +59,8 @@ def sweep_files(rows: Sequence[Mapping[str, Any]], store: str | Path | Store | N
         given = summary.get("given") or {}
         about = {"network": summary["network"], "data": given.get("data") or summary["data"], "eps": given.get("eps"),
                  "attacks": row["attacks"], "n": row["n"]}  # fmt: skip
+        searched = {e.get("searched") for e in store.evaluations(row["key"]) if e.get("n") == row["n"]} - {None, "none"}
+        about["distances"] = next(iter(searched), None)
         about = {name: value for name, value in about.items() if value is not None}
         recipes = files.setdefault(json.dumps(about), {**about, "recipes": []})["recipes"]
         if summary["recipe"] not in recipes:

@@ -83,7 +83,7 @@ def _widths(epochs: list[int]) -> list[float]:
 
 def _box(x: float, width: float, told: str, label: str, colour: str, pale: bool) -> str:
     look = f'fill-opacity="0.25" stroke="{colour}"' if pale else ""
-    ink = "currentColor" if pale else "white"
+    ink = "currentColor" if pale else "white" if colour == "#0072B2" else "black"  # legible on each of the three
     return (
         f'<g><title>{escape(told)}</title><rect x="{x + 0.2:.2f}%" y="{TOP}" width="{max(width - 0.4, 0.2):.2f}%" height="{BAR}" rx="3" '
         f'fill="{colour}" {look}/>{_text(x, width, label, ink)}</g>'
