@@ -8,7 +8,15 @@ export function render({ model, el }) {
   const rows = new Map(); // name -> {root, signature, update}
   const said = Object.assign(document.createElement("div"), { className: "apnb-why" });
   said.setAttribute("role", "status");
+  const lab = () => el.closest(".apnb-lab") ?? el;
   let shown = model.get("choice");
+
+  // Keys belong to the page: without this an x pressed in a list would cut the notebook's cell. JupyterLab asks the element itself.
+  function shield() {
+    for (const e of lab().querySelectorAll("button, select, input, textarea, [tabindex]")) {
+      e.setAttribute("data-lm-suppress-shortcuts", "true");
+    }
+  }
 
   function choose(name, value, after = value) {
     shown = { ...shown, [name]: after };
@@ -48,16 +56,16 @@ export function render({ model, el }) {
       before = row.root;
     }
     el.append(said);
+    shield();
   }
 
   model.on("change:rows", take);
   model.on("change:choice", take);
   model.on("msg:custom", take); // a click that was refused
-  const lab = () => el.closest(".apnb-lab") ?? el;
   const settle = () =>
     setTimeout(() => {
       window.dispatchEvent(new Event("resize")); // figures take the width there is
-      lab().setAttribute("data-lm-suppress-shortcuts", "true"); // keys belong to the form: x would cut the notebook's cell
+      shield();
       lab().querySelector(".apnb-progress [role=progressbar], .apnb-progress")?.setAttribute("aria-label", "progress of all runs");
       for (const plot of lab().querySelectorAll(".js-plotly-plot")) {
         plot.setAttribute("role", "figure");

@@ -109,7 +109,12 @@ class Lab:
         self.live.layout = W.Layout(width="100%", height="36px")  # nothing jumps when it is filled
         self.bar = W.FloatProgress(min=0, max=1, layout=W.Layout(width="180px"), style={"bar_color": plots.BLUE})
         self.stage = W.FloatProgress(min=0, max=1, layout=W.Layout(width="90px"), style={"bar_color": plots.SKY})
-        self.drop = W.Button(description="Drop waiting", disabled=True, tooltip="drop what waits; the run at work goes on")
+        self.drop = W.Button(
+            description="Drop waiting",
+            disabled=True,
+            tooltip="drop what waits; the run at work goes on",
+            layout=W.Layout(width="auto"),
+        )
         self.start = W.Button(description="Run", button_style="primary", icon="play", tooltip="train, prune and attack, here")
         self.cancel = W.Button(description="Cancel", icon="stop", disabled=True, tooltip="stop; what is finished stays")
         self.clear = W.Button(description="Clear view", tooltip="show only what is run from now on; the store keeps everything")
@@ -118,7 +123,8 @@ class Lab:
         self.published = W.Checkbox(value=False, description="published points", indent=False, layout=W.Layout(width="160px"))
         self.tabs = {name: W.Button(description=name, layout=W.Layout(width="auto")) for name in TABS}
         self.figure = go.FigureWidget(_nothing(TABS[0]))
-        self.figure._config = {**self.figure._config, "responsive": True}
+        buttons = [["toImage", "zoom2d", "pan2d", "autoScale2d", "resetScale2d"]]  # and none that leads elsewhere
+        self.figure._config = {**self.figure._config, "responsive": True, "displaylogo": False, "modeBarButtons": buttons}
         self.table = W.HTML(layout=W.Layout(width="100%", display="none"))
         self.code = W.Textarea(layout=W.Layout(width="calc(100% - 8px)", height="170px", display="none"))
         self.pieces = {
@@ -130,7 +136,7 @@ class Lab:
             }.items()
         }  # fmt: skip
         self.away = W.HBox([*self.pieces.values()], layout=W.Layout(flex_flow="row wrap", display="none"))
-        self.framed = W.VBox([self.figure], layout=full)
+        self.framed = W.VBox([self.figure], layout=W.Layout(width="100%"))  # its own: tabs hide and show it
         right = W.VBox(
             [
                 W.HTML("<b>What will happen</b>"), self.note, self.plan, self.picture, self.time,
@@ -307,7 +313,9 @@ class Lab:
                 )  # fmt: skip
                 told = "" if found is None else str(found)
             except Invalid as error:
-                told = str(error)
+                if mine == self._asked:
+                    self.time.value = _warn(str(error))
+                return
             except Exception as error:  # the network may be the user's: it may raise anything
                 told = f"no estimate ({type(error).__name__})"
             if mine == self._asked:
