@@ -139,7 +139,7 @@ def chosen_with(choice: Mapping[str, Any], name: str, value: Any) -> dict[str, A
         Invalid: a word that does not exist, or one that contradicts the others (see `options`).
     """
     if name == "sparsities":
-        value = tuple(check_sparsity(float(s)) for s in value)
+        value = tuple(check_sparsity(s) for s in ([value] if isinstance(value, int | float) else value))
     changed = {**choice, name: value}
     if name == "method":
         changed = {k: v for k, v in changed.items() if k not in FOLLOWING}

@@ -240,6 +240,8 @@ class Lab:
             self.chooser.rows, self.chooser.choice = rows, page
         self._refresh()
         if not self._drawn or any(before[name] != chosen[name] for name in ("data", "eps")):
+            with contextlib.suppress(Invalid):
+                self.eps.value = choices.eps_of(chosen["eps"]) or (0.15 if chosen["data"] == "digits" else datasets.COLOUR_EPS)
             self._find_stored()
         elif self.published.value:
             self._draw()
@@ -298,8 +300,8 @@ class Lab:
         from apnb.estimate import estimate
 
         self._asked += 1
-        if chosen_data := self._missing():
-            self.time.value = chosen_data
+        if missing := self._missing():
+            self.time.value = missing
             return
         mine, chosen, options = self._asked, self._choice, self._options()
         self.time.value = '<span style="opacity:.6">measuring how long this takes here ...</span>'
