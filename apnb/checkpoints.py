@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -393,37 +393,13 @@ class Checkpoint:
     doubts: tuple[str, ...]
 
 
-def load(
-    what: str | Path,
-    network: str | nn.Module | None = None,
-    *,
-    like: str | None = None,
-    channels: int = 3,
-    classes: int = 10,
-    folder: str | Path | None = None,
-    mirror: str | None = None,
-    progress: Callable[[int, int | None], None] | None = None,
-) -> nn.Module:
+def load(what: str | Path, network: str | nn.Module | None = None, **options: Any) -> nn.Module:
     """A plain network with the weights of a file, in evaluation mode, on the CPU; images are given in [0, 1].
 
-    A sparsity that is not the one in the key, and what is odd about a published file, is warned about.
-
-    Args:
-        what: a key of the survey (its file is fetched, see `fetch`), or the path of a file. A file that has a key for a name is read
-            as that network.
-        network: what plain weights of another network belong to, as for `apnb.networks.build`: resnet18, vgg16, cnn, resnet8,
-            "package:factory" or a module.
-        like: a key: as which network of the survey a file of another name is to be read (method, architecture, normalisation, share kept).
-        channels, classes: of the network; not needed for the survey's own.
-        folder, mirror, progress: as for `fetch`.
-
-    Raises:
-        Invalid: the file is none, holds code, is damaged, or does not fit: the sentence names what is missing, left over or of another
-            shape. A network with random weights is never returned.
+    A sparsity that is not the one in the key, and what else speaks against the file, is warned about. Arguments and refusals are
+    those of `open_checkpoint`; a network with random weights is never returned.
     """
-    found = open_checkpoint(
-        what, network, like=like, channels=channels, classes=classes, folder=folder, mirror=mirror, progress=progress
-    )
+    found = open_checkpoint(what, network, **options)
     for doubt in found.doubts:
         warnings.warn(f"{found.path.name}: {doubt}", stacklevel=2)
     return found.network
@@ -440,7 +416,21 @@ def open_checkpoint(
     mirror: str | None = None,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> Checkpoint:
-    """As `load`, with all that is known about the file; nothing is warned about, `Checkpoint.doubts` says it."""
+    """A file's network with all that is known about it; nothing is warned about, `Checkpoint.doubts` says it.
+
+    Args:
+        what: a key of the survey (its file is fetched, see `fetch`), or the path of a file. A file that has a key for a name is read
+            as that network.
+        network: what plain weights of another network belong to, as for `apnb.networks.build`: resnet18, vgg16, cnn, resnet8,
+            "package:factory" or a module.
+        like: a key: as which network of the survey a file of another name is to be read (method, architecture, normalisation, share kept).
+        channels, classes: of the network; not needed for the survey's own.
+        folder, mirror, progress: as for `fetch`.
+
+    Raises:
+        Invalid: the file is none, holds code, is damaged, or does not fit: the sentence names what is missing, left over or of another
+            shape.
+    """
     path, key = _located(what, network, like, folder, mirror, progress)
     state, wrapper, prefix = unpack(path)
     seen = _layout(state, wrapper, prefix)

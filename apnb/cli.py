@@ -115,7 +115,7 @@ def run(
     if plan:
         from apnb import datasets
 
-        print(recipe.plan(datasets.pixels(data)))
+        print(recipe.plan(datasets.pixels(data), points=n))
         return 0
     from apnb.runs import run as carry_out
 
@@ -452,7 +452,7 @@ def doctor(store: STORE = None, json_: JSON = False) -> int:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         **{p: version(p) for p in ("apnb", "torch", "torchvision", "numpy", "pandas", "scikit-learn", "pyautoattack", "plotly",
-                                   "typer", "pydantic", "safetensors", "ipywidgets", "anywidget", "jupyterlab", "kaleido")},
+                                   "typer", "pydantic", "safetensors", "gdown", "ipywidgets", "anywidget", "jupyterlab", "kaleido")},
         "device": torch.cuda.get_device_name(0) if cuda else "cpu",
         "cores": cores(),
         "bfloat16 units": "yes" if bf16_units("cuda" if cuda else "cpu") else "no: training runs in float32",

@@ -41,9 +41,6 @@ STANDING = (0.2, 0.65, 0.9)
 """Share of the points that AutoAttack's later attacks still have to deal with: few, as expected, many."""
 SPREAD = (0.8, 1.35)
 """From the lowest to the highest that training may take, as factors: machines have other things to do, mechanisms cost a little."""
-WATCHED = {"radmm": ("pretraining", "finetuning"), "harp": ("pruning",), "mad": ("pretraining", "finetuning"), "rst": ("pruning",),
-           "robustbird": ("training",), "flyingbird": ("training",), "flyingbird+": ("training",)}  # fmt: skip
-"""Stages of methods that attack the validation images after every epoch, with ten steps."""
 
 
 class Walked(Store):
@@ -144,18 +141,13 @@ def _plan(runner: Runner, attacks: str, n: int | None, distances: str) -> Plan:
     subset = "all" if points == len(data.test) else "stratified"
     asked = {"attacks": attacks, "n": points, "subset": subset, "eps": data.eps}
     done = finished and any(
-        all(e.get(k) == v for k, v in asked.items()) and _searched(e.get("distances", "")) == distances
+        all(e.get(k) == v for k, v in asked.items()) and e.get("searched", "none") == distances
         for e in walked.evaluations(runner.key)
     )
     steps = attack_steps(attacks, data.classes, tuple(data.train.x.shape[1:]), distances)
     work = points * sum(count * _facing(name, STANDING[1]) for name, count in steps.items())
     stages.append(Stage("evaluate", f"{runner.key} {attacks} {points} {subset} {distances}", work, stored=done))
     return Plan(r, runner.key, tuple(stages), points, steps)
-
-
-def _searched(words: str) -> str:
-    """`apnb.evaluation.Evaluation.searched` of a stored summary, which only has it in words."""
-    return "hofmn" if "HO-FMN" in words else "fmn" if "FMN" in words else "none"
 
 
 def stage_lengths(recipe: Recipe, pixels: int = 64) -> dict[str, tuple[str | None, int]]:
@@ -188,7 +180,7 @@ def _work_of(runner: Runner, stage: str, key: str | None, epochs: int) -> tuple[
         "kd": (LOOK, 1),
     }.get(key or "none", (steps, 1))  # fmt: skip
     passes = epochs + (r.reads_gradients and stage.endswith("prune"))
-    watched = stage in WATCHED.get(r.method or "", ())
+    watched = r.preset is not None and stage in r.preset.watched  # attacked with ten steps after every epoch
     measured = epochs * (10 if watched else LOOK) + (10 if epochs else 0)
     if stage.endswith(("prune", "pruning")) or r.pipeline == "during":
         measured += 10 * (11 if r.pipeline == "during" and not r.preset else 1)

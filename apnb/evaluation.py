@@ -182,6 +182,7 @@ class Evaluation:
             "subset": self.subset,
             "seed": self.seed,
             "seconds": self.seconds,
+            "searched": self.searched,
             "distances": self.distances_by,
             "borderline": self.borderline.tolist(),
             "warnings": list(self.warnings),

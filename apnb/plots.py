@@ -94,7 +94,8 @@ def robustness_sparsity(frame: pd.DataFrame, *, title: str | None = None, publis
         published: rows of `apnb.taxonomy.leaderboard` to show as points of their own, open and without lines: another protocol.
 
     Returns:
-        A figure with both axes in percent. Robust accuracy is a line with markers, clean accuracy a thin dotted one of the same
+        A figure with both axes in percent; ``customdata`` of a point is the key of its (first) run.
+        Robust accuracy is a line with markers, clean accuracy a thin dotted one of the same
         colour. A point of one seed has Wilson's 95 % interval as its bar; where a line has several seeds, its points are medians
         and the bars go from the lowest to the highest, which the legend says. Runs at sparsity 0 are horizontal lines.
 
@@ -221,7 +222,7 @@ def _curve(name: str, rows: pd.DataFrame, style: dict[str, str]) -> list[go.Scat
                 marker={"symbol": marker, "size": size, "color": colour, "line": {"width": 1.5 if "open" in marker else 0.5}},
                 error_y={"type": "data", "symmetric": False, "array": list(up), "arrayminus": list(down), "color": colour,
                          "thickness": 1.2 if what == "robust" else 0.7, "width": 4 if what == "robust" else 2},
-                text=[p["text"] for p in points],
+                text=[p["text"] for p in points], customdata=[p["key"] for p in points],
                 hovertemplate=f"<b>{name}</b><br>{what} %{{y:.1f}} %<br>%{{text}}<extra></extra>",
             )
         )  # fmt: skip
@@ -229,8 +230,8 @@ def _curve(name: str, rows: pd.DataFrame, style: dict[str, str]) -> list[go.Scat
 
 
 def _point(x: float, rows: pd.DataFrame, several: bool) -> dict[str, Any]:
-    """A marker: for robust and clean (value, up, down) in percent, and what hovering says."""
-    point: dict[str, Any] = {"x": x, "text": _hover(rows)}
+    """A marker: for robust and clean (value, up, down) in percent, what hovering says, and the key of its first run."""
+    point: dict[str, Any] = {"x": x, "text": _hover(rows), "key": str(rows.iloc[0]["key"])}
     for what in ("robust", "clean"):
         middle = float(rows[what].median())
         low, high = (float(rows[what].min()), float(rows[what].max())) if several else _interval(rows.iloc[0], what)
@@ -296,7 +297,7 @@ def _reference(name: str, rows: pd.DataFrame, span: tuple[float, float], colour:
             go.Scatter(
                 x=list(span), y=[y, y], mode="lines", name=name if what == "robust" else f"{name} (clean)", meta=what,
                 legendgroup=name, showlegend=what == "robust", line={"color": colour, "width": width, "dash": dash},
-                text=[text] * 2,
+                text=[text] * 2, customdata=[str(rows.iloc[0]["key"])] * 2,
                 hovertemplate=f"<b>{name}</b><br>{what} %{{y:.1f}} %<br>%{{text}}<extra></extra>",
             )
         )  # fmt: skip

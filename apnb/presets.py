@@ -36,6 +36,7 @@ class Preset:
         plan: what happens, one sentence a stage, with numbers in braces.
         differs: where the survey's words, the paper and the code disagree, and what is done here.
         released: what ``as_released=True`` changes; empty where code and paper do the same.
+        watched: stages after whose epochs the validation images are attacked, because the best of these epochs is kept.
     """
 
     survey: str
@@ -57,6 +58,7 @@ class Preset:
     plan: tuple[str, ...]
     differs: tuple[str, ...] = ()
     released: str = ""
+    watched: tuple[str, ...] = ()
 
     def numbers(self, name: str, pixels: int) -> dict[str, Any]:
         """What differs from the general budget ``name`` for images of ``pixels`` values, the method's constants among it.
@@ -80,6 +82,7 @@ PRESETS: dict[str, Preset] = {
         survey="radmm",
         name="RADMM",
         units={"weights": "weights", "filters": "filters"},
+        watched=("pretraining", "finetuning"),
         objectives={"pretraining": _any("pgd_at"), "pruning_step": _any("pgd_at"), "finetuning": _any("pgd_at")},
         stages=_AFTER,
         every={
@@ -131,6 +134,7 @@ PRESETS: dict[str, Preset] = {
         survey="harp",
         name="HARP",
         units={"weights": "weights", "channels": "channels"},
+        watched=("pruning",),
         objectives={"pretraining": _any("trades"), "pruning_step": _any("trades"), "finetuning": _any("trades")},
         stages=_AFTER,
         every={"lr": 0.1, "finetune_lr": 0.01, "weight_decay": 5e-4, "gamma": 0.01, "alpha": 0.1, "start": 0.1},
@@ -222,6 +226,7 @@ PRESETS: dict[str, Preset] = {
         survey="mad",
         name="MAD",
         units={"weights": "weights"},
+        watched=("pretraining", "finetuning"),
         objectives={"pretraining": _any("pgd_at"), "pruning_step": ("pgd_at",), "finetuning": _any("mart")},
         stages={"natural": "natural_epochs", "pretraining": "epochs", "pruning": "mask_steps", "finetuning": "finetune_epochs"},
         every={
@@ -295,6 +300,7 @@ PRESETS: dict[str, Preset] = {
         survey="rst",
         name="RST",
         units={"weights": "weights"},
+        watched=("pruning",),
         objectives={"pruning_step": _any("pgd_at"), "training_step": ("none",)},
         stages={"pruning": "search_epochs"},
         every={"lr": 0.1, "weight_decay": 5e-4, "reach": 1.75},
@@ -317,6 +323,7 @@ PRESETS: dict[str, Preset] = {
         survey="robustbird",
         name="Robust Bird",
         units={"weights": "weights"},
+        watched=("training",),
         objectives={"pruning_step": _any("natural"), "training_step": _any("pgd_at")},
         stages={"pruning": "search_epochs", "training": "epochs"},
         every={"lr": 0.1, "weight_decay": 5e-4, "window": 5, "threshold": 0.08, "val_steps": 20},
@@ -372,6 +379,7 @@ PRESETS: dict[str, Preset] = {
         survey="flyingbird",
         name="Flying Bird",
         units={"weights": "weights"},
+        watched=("training",),
         objectives={"training_step": _any("pgd_at")},
         stages={"training": "epochs"},
         every={"lr": 0.1, "weight_decay": 5e-4, "interval": 900, "interval_late": 1200, "death": 0.5, "death_last": 0.005},
@@ -404,7 +412,19 @@ PRESETS["flyingbird+"] = Preset(
     **{
         **{
             f: getattr(PRESETS["flyingbird"], f)
-            for f in ("survey", "units", "objectives", "stages", "paper", "standard", "quick", "digits", "schedule", "released")
+            for f in (
+                "survey",
+                "units",
+                "objectives",
+                "stages",
+                "paper",
+                "standard",
+                "quick",
+                "digits",
+                "schedule",
+                "released",
+                "watched",
+            )
         },
         "name": "Flying Bird+",
         "every": PRESETS["flyingbird"].every

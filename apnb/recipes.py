@@ -508,9 +508,10 @@ class Recipe:
                 parts.append(f"{f.name}={_spelled(value)}")
         return f"import apnb\n\nrecipe = apnb.Recipe({', '.join(parts)})\n{call}"
 
-    def plan(self, pixels: int = 64) -> str:
-        """What will happen, in words; numbers from the budget for images of ``pixels`` values."""
+    def plan(self, pixels: int = 64, *, points: int | None = None) -> str:
+        """What will happen, in words; numbers from the budget for images of ``pixels`` values, but ``points`` test images if given."""
         b = self.numbers(pixels)
+        b = b if points is None else dataclasses.replace(b, points=points)
         if self.preset:
             return _numbered(self._plan_of_method(b, pixels), b)
         what = {

@@ -13,6 +13,7 @@ import apnb
 from apnb import benchmark, taxonomy
 from apnb.errors import Invalid
 from apnb.paths import data_path
+from tests.helpers import own_row
 
 # Column -> method -> (clean, robust), read without pandas and without apnb.taxonomy.
 BOARD: dict[tuple, dict[str, tuple[float, float]]] = defaultdict(dict)
@@ -105,22 +106,12 @@ def test_published_rows_carry_how_they_were_made():
 # --- own results -----------------------------------------------------------------------------------------------------------------
 
 
-def row(**other) -> dict:
-    """A run as the store's table has it, made the way the published ones are."""
-    given = {
-        "key": "k1", "label": "mine", "pipeline": "after", "structure": "weights", "criterion": "lwm", "network": "resnet18",
-        "data": "cifar10", "sparsity": 0.9, "clean": 0.8, "robust": 0.4, "low": 0.35, "high": 0.45, "n": 400, "attacks": "standard",
-        "eps": 8 / 255,
-    }  # fmt: skip
-    return given | other
-
-
 def test_own_rows_come_in_the_leaderboards_columns_and_in_per_cent():
-    (mine,) = benchmark.overlay([row(structure="channels")]).to_dict("records")
+    (mine,) = benchmark.overlay([own_row(structure="channels")]).to_dict("records")
     assert list(mine) == list(benchmark.ROW)
     assert (mine["clean"], mine["robust"], mine["low"], mine["high"], mine["n"]) == (80, 40, 35, 45, 400)
     assert mine["structure_group"] == "structured" and mine["comparable"] and not mine["why"]
-    assert benchmark.overlay([row(eps=0.031)])["comparable"].all()
+    assert benchmark.overlay([own_row(eps=0.031)])["comparable"].all()
 
 
 @pytest.mark.parametrize(
@@ -134,12 +125,14 @@ def test_own_rows_come_in_the_leaderboards_columns_and_in_per_cent():
     ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
 )
 def test_a_row_made_another_way_is_marked_and_says_why(other, said):
-    (mine,) = benchmark.overlay([row(**other)]).to_dict("records")
+    (mine,) = benchmark.overlay([own_row(**other)]).to_dict("records")
     assert not mine["comparable"] and mine["why"] == said
 
 
 def test_of_evaluations_that_differ_in_n_only_the_largest_counts():
-    rows = benchmark.overlay([row(n=100), row(n=400, robust=0.39), row(n=200), row(attacks="pgd"), row(robust=None)])
+    rows = benchmark.overlay(
+        [own_row(n=100), own_row(n=400, robust=0.39), own_row(n=200), own_row(attacks="pgd"), own_row(robust=None)]
+    )
     assert sorted(zip(rows["attacks"], rows["n"], strict=True)) == [("pgd", 400), ("standard", 400)]
     assert rows["robust"].min() == 39
 
@@ -161,8 +154,17 @@ def test_anything_else_is_refused_with_a_sentence():
     with pytest.raises(Invalid, match="runs are given as"):
         benchmark.overlay(3)
     with pytest.raises(Invalid, match="lack the column 'attacks'"):
-        benchmark.overlay([{k: v for k, v in row().items() if k != "attacks"}])
+        benchmark.overlay([{k: v for k, v in own_row().items() if k != "attacks"}])
     with pytest.raises(Invalid, match="the evaluation 'x' is a float"):
         benchmark.overlay(evaluations={"x": 0.4})
     with pytest.raises(Invalid, match="as a mapping"):
         benchmark.overlay(evaluations=[0.4])
+
+
+def test_own_rows_are_ranked_by_their_label_and_only_where_they_can_be_compared():
+    rows = benchmark.overlay(
+        [own_row(), own_row(key="k2", label="better", robust=0.5), own_row(key="k3", label="otherwise", robust=0.9, eps=0.1)]
+    )
+    ranks = benchmark.ranks(rows).set_index("method")["rank"]
+    assert dict(ranks) == {"better": 1, "mine": 2}
+    assert benchmark.moves(rows).empty  # one network and one data set: nothing to compare

@@ -555,3 +555,13 @@ def test_where_downloaded_data_lie(tmp_path, monkeypatch):
     assert "apnb" in str(data_root()) and data_root().name == "data"
     monkeypatch.setitem(sys.modules, "platformdirs", None)
     assert data_root().parent.name == ".apnb"
+
+
+def test_what_has_to_be_downloaded_is_told_by_the_names_that_torchvision_gives_its_files(tmp_path):
+    tv = pytest.importorskip("torchvision.datasets")
+    assert not datasets.there("cifar10", tmp_path) and not datasets.there("svhn", tmp_path)
+    (tmp_path / tv.CIFAR10.base_folder).mkdir()
+    (tmp_path / tv.SVHN.split_list["train"][1]).touch()
+    assert datasets.there("cifar10", tmp_path) and not datasets.there("svhn", tmp_path)
+    (tmp_path / tv.SVHN.split_list["test"][1]).touch()
+    assert datasets.there("svhn", tmp_path)

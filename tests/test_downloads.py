@@ -327,7 +327,9 @@ def test_a_damaged_record_is_refused_with_what_to_do(server, folder, text):
 @pytest.mark.parametrize("place", ["file/cache", "/proc/cache", "file"])
 def test_a_folder_that_cannot_be_written_is_refused_in_a_sentence(server, tmp_path, place):
     (tmp_path / "file").write_text("")
-    with pytest.raises(Invalid, match=f"{NAME} cannot be read or written .*: check what .* is, or choose another folder") as refusal:
+    with pytest.raises(
+        Invalid, match=f"{NAME} cannot be read or written .*: check what .* is, or choose another folder"
+    ) as refusal:
         fetch(server, tmp_path / place)
     assert "\n" not in str(refusal.value) and not server.log
 

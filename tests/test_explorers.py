@@ -16,6 +16,7 @@ from apnb.errors import Invalid
 pytest.importorskip("anywidget")
 from apnb.widgets.explorer import DIMENSIONS, NOT_BENCHMARKED, TaxonomyExplorer
 from apnb.widgets.leaderboard import VIEWS, Leaderboard
+from tests.helpers import own_row
 
 ARTEFACTS = Path(__file__).parent / "artefacts"
 
@@ -99,15 +100,6 @@ def test_opening_a_method_calls_the_lab_and_shows_its_refusal():
 # --- the leaderboard, in Python ---------------------------------------------------------------------------------------------------
 
 
-def own(**other) -> dict:
-    given = {
-        "key": "k", "label": "mine", "pipeline": "after", "structure": "weights", "criterion": "lwm", "network": "resnet18",
-        "data": "cifar10", "sparsity": 0.9, "clean": 0.8, "robust": 0.4, "low": 0.35, "high": 0.45, "n": 400, "attacks": "standard",
-        "eps": 8 / 255,
-    }  # fmt: skip
-    return given | other
-
-
 def test_the_leaderboard_holds_the_published_rows_and_says_how_they_were_made():
     board = Leaderboard()
     rows = board.data["rows"]
@@ -119,7 +111,7 @@ def test_the_leaderboard_holds_the_published_rows_and_says_how_they_were_made():
 
 
 def test_own_rows_are_laid_over_marked_and_on_no_front():
-    runs = [own(), own(key="k2", data="digits", robust=0.99), own(key="k3", clean=1.0, robust=0.99)]
+    runs = [own_row(), own_row(key="k2", data="digits", robust=0.99), own_row(key="k3", clean=1.0, robust=0.99)]
     rows = [r for r in Leaderboard(runs).data["rows"] if r["mine"]]
     assert [r["comparable"] for r in rows] == [True, False, True] and not any(r["front"] for r in rows)
     assert rows[0]["how"] == "AutoAttack, eps 0.03137, 400 images" and rows[1]["why"] == "data digits, published cifar10 and svhn"
@@ -175,7 +167,7 @@ def exported(tmp_path_factory):
     from nbclient import NotebookClient
     from nbconvert import HTMLExporter
 
-    runs = [own(), own(key="k2", label="toy", data="digits", network="cnn", eps=0.1)]
+    runs = [own_row(), own_row(key="k2", label="toy", data="digits", network="cnn", eps=0.1)]
     cells = [nbformat.v4.new_code_cell(cell.replace("OWN", repr(runs))) for cell in CELLS]
     notebook = nbformat.v4.new_notebook(cells=cells)
     NotebookClient(notebook, store_widget_state=False, kernel_name="python3", timeout=120).execute()

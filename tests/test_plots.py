@@ -46,6 +46,7 @@ LWM = "after/weights/global/LWM"
 def test_a_single_seed_has_the_wilson_interval_as_its_bar():
     figure = plots.robustness_sparsity(frame(row(0.9, 0.5, 0.8), row(0.5, 0.7, 0.9)))
     robust, clean = named(figure, LWM), named(figure, LWM, "clean")
+    assert [key.split("-")[1] for key in robust.customdata] == ["0.5", "0.9"]  # of the runs, for whoever is clicked on
     assert list(robust.x) == [50, 90] and list(robust.y) == pytest.approx([70, 50]) and list(clean.y) == pytest.approx([90, 80])
     for trace, shares in ((robust, (0.7, 0.5)), (clean, (0.9, 0.8))):
         for share, up, down in zip(shares, trace.error_y.array, trace.error_y.arrayminus, strict=True):

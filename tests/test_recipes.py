@@ -337,6 +337,8 @@ def test_a_plan_says_when_nothing_is_trained_and_when_weights_go_back():
     assert "Keep the weights reached" in Recipe(pipeline="before", rewind=False).plan()
     assert "from the pretrained weights each time" in Recipe(pipeline="after", rewind=True).plan()
     assert "all test images" in Recipe(pipeline="after", budget=Budget(points=None)).plan()
+    assert "Attack 7 test images" in Recipe(pipeline="after").plan(points=7)
+    assert "Attack 7 test images" in apnb.recipe("hydra").plan(points=7)
 
 
 def test_labels_tell_recipes_of_different_cells_apart():

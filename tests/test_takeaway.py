@@ -15,13 +15,12 @@ import plotly.graph_objects as go
 import pytest
 
 import apnb
-from apnb import plots
+from apnb import plots, sweeps
 from apnb.errors import Invalid
 from apnb.estimate import stage_lengths
 from apnb.presets import PRESETS
 from apnb.recipes import Recipe, recipe
 from apnb.store import ROW, Store
-from apnb.sweeps import read_sweep
 from apnb.widgets import takeaway
 from apnb.widgets.queue import stored
 from apnb.widgets.timeline import ATTACK, svg
@@ -44,11 +43,20 @@ def bundle(store, tmp_path):
     """Everything, unpacked: the folder."""
     rows = stored(store)
     figures = {"curve": go.Figure(go.Scatter(y=[1, 2])), "history": go.Figure(go.Bar(y=[3]))}
-    packed = takeaway.bundle(rows, store, figures=figures, code="import apnb\n")
+    packed = takeaway.bundle(rows, store, figures=figures)
     with zipfile.ZipFile(io.BytesIO(packed)) as z:
         assert z.testzip() is None
         z.extractall(tmp_path / "home")
     return tmp_path / "home"
+
+
+def test_a_file_of_recipes_asks_for_the_distances_that_were_looked_for(tmp_path):
+    recipe = apnb.Recipe(pipeline="after", sparsity=0.5, budget="tiny")
+    run = apnb.run(recipe, store=tmp_path / "s", attacks="pgd", n=16, distances="fmn")
+    (tmp_path / "r.json").write_bytes(takeaway.recipes([run.row()], tmp_path / "s"))
+    assert sweeps.read_sweep(tmp_path / "r.json")["distances"] == "fmn"
+    (again,) = apnb.sweep(**sweeps.read_sweep(tmp_path / "r.json"), store=tmp_path / "s")
+    assert again.key == run.key and again.evaluation.searched == "fmn"
 
 
 def test_a_bundle_holds_what_its_readme_lists(bundle):
@@ -70,7 +78,7 @@ def test_the_runs_of_a_bundle_come_back_as_they_were(bundle, store, tmp_path, cl
 
 
 def test_the_recipes_of_a_bundle_are_a_sweep_that_finds_the_same_runs(bundle, store):
-    sweep = read_sweep(bundle / "recipes.json")
+    sweep = sweeps.read_sweep(bundle / "recipes.json")
     assert sweep["network"] == "cnn" and sweep["data"] == "digits" and (sweep["attacks"], sweep["n"]) == ("pgd", 16)
     runs = apnb.sweep(**sweep, store=store)
     assert [r.key for r in runs] == [row["key"] for row in stored(store)] and len(store.keys()) == 3
@@ -204,7 +212,9 @@ def test_a_picture_takes_the_pages_colour_for_its_text_and_the_pipelines_for_its
         picture = ET.fromstring(svg(Recipe(pipeline=pipeline, criterion="lis"), seconds=100))
         assert {r.get("fill") for r in picture.iter(f"{SVG}rect")} == {colour, "none"}
         texts = list(picture.iter(f"{SVG}text"))
-        assert {t.get("fill") for t in texts} <= {"currentColor", "white", "black"} and texts[-1].text == "about 1.5 minutes in all"
+        assert {t.get("fill") for t in texts} <= {"currentColor", "white", "black"} and texts[
+            -1
+        ].text == "about 1.5 minutes in all"
 
 
 def test_nothing_of_this_loads_plotly_before_it_is_used():

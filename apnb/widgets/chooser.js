@@ -36,7 +36,7 @@ export function render({ model, el }) {
     draw();
   }
 
-  function draw(choice = shown) {
+  function draw() {
     const wanted = model.get("rows");
     for (const [name, row] of rows) {
       if (!wanted.some((w) => w.name === name)) row.root.remove(), rows.delete(name);
@@ -52,7 +52,7 @@ export function render({ model, el }) {
       }
       const place = before ? before.nextSibling : el.firstChild;
       if (row.root !== place) el.insertBefore(row.root, place);
-      row.update(spec, choice[spec.name]);
+      row.update(spec, shown[spec.name]);
       before = row.root;
     }
     el.append(said);

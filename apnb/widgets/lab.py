@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import html
-import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -14,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from apnb import choices, datasets, plots, sweeps, taxonomy
 from apnb.errors import Invalid, choose
+from apnb.estimate import duration, estimate
 from apnb.recipes import Budget, Recipe
 from apnb.runs import Run, open_run
 from apnb.store import Store
 from apnb.widgets import takeaway, timeline
-from apnb.widgets.queue import Queue, State, at_work, stored
+from apnb.widgets.queue import Queue, State, at_work, identity, stored
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,7 +87,7 @@ class Lab:
         self._choice, self._found = choices.complete({}), []
         self._drawn: tuple = ()
         self._quiet = False
-        self._curves: dict[str, Distances] = {}
+        self._curves: dict[str, Distances | None] = {}  # of the runs that are shown; None: not looked for
         self._asked = 0
         self._lock = threading.RLock()  # clicks come from one thread, the queue's news from another
         self._make(W)
@@ -259,7 +259,7 @@ class Lab:
         try:
             recipes, eps = self.recipes(), choices.eps_of(chosen["eps"])
             pixels = datasets.pixels(chosen["data"])
-            plan = recipes[0].plan(pixels)
+            plan = recipes[0].plan(pixels, points=self.n)
         except Invalid as error:
             self.problem.value = _warn(str(error))
             self.plan.value = self.code.value = self.picture.value = self.time.value = self.note.value = ""
@@ -268,8 +268,6 @@ class Lab:
         *others, last = dict.fromkeys(f"{100 * r.sparsity:g}%" for r in recipes)
         shares = f"{', '.join(others)} and {last}" if others else last
         one = f"{recipes[0].sparsity:.1%}"
-        if self.n is not None:
-            plan = re.sub(r"Attack \d+ test images", f"Attack {self.n} test images", plan)
         lines = [html.escape(line.replace(one, shares)) for line in plan.splitlines() if line]
         steps = "".join(f"<li>{line.split('. ', 1)[1]}</li>" for line in lines if line[0].isdigit())
         more = "".join(f'<div style="opacity:.75;font-size:12px">{line}</div>' for line in lines if not line[0].isdigit())
@@ -297,8 +295,6 @@ class Lab:
 
     def _estimate(self, recipes: Sequence[Recipe], eps: float | None) -> None:
         """Measure in the background how long this takes, and say so; the newest question counts."""
-        from apnb.estimate import estimate
-
         self._asked += 1
         if missing := self._missing():
             self.time.value = missing
@@ -414,7 +410,7 @@ class Lab:
             self.bar.value, self.stage.value = state.share, state.stage_share
             waiting = [j for j in state.jobs if j.state == "waiting"]
             if state.total:
-                left = f", about {_spell(state.remaining)} left" if state.running and state.remaining else ""
+                left = f", about {duration(state.remaining)} left" if state.running and state.remaining else ""
                 more = f"; {len(waiting)} more waiting" if waiting else ""
                 self.now.value = _line(state.what + left + more)
             elif any(queue.running for queue in self._others):
@@ -496,7 +492,7 @@ class Lab:
         frame, row = self.frame(), self.row()
         alike = frame[(frame["eps"] == row["eps"]) & (frame["attacks"] == row["attacks"]) & (frame["data"] == row["data"])]
         if others := len(frame) - len(alike):
-            self.said.value = _note(f"{others} of {len(frame)} runs were judged otherwise; choose one of them to see those")
+            self.said.value = _line(f"{others} of {len(frame)} runs were judged otherwise; choose one of them to see those")
         found = None
         if self.published.value:
             table = taxonomy.leaderboard()
@@ -504,7 +500,7 @@ class Lab:
             group = "unstructured" if row["structure"] == "weights" else "structured"
             found = table[(table.network == network) & (table.data == data) & (table.structure_group == group)]
             if found.empty:
-                self.said.value = _note(f"the survey has no results for {network} on {data}; it has them for resnet18 and vgg16 "
+                self.said.value = _line(f"the survey has no results for {network} on {data}; it has them for resnet18 and vgg16 "
                                         "on cifar10 and svhn")  # fmt: skip
                 found = None
         return plots.robustness_sparsity(alike, published=found)
@@ -537,14 +533,11 @@ class Lab:
 
     def _point_clicked(self, trace: Any, points: Any, _: Any) -> None:
         """A click on a point of the curve selects its run, in every tab."""
-        texts = trace.text if isinstance(trace.text, tuple | list) else ()
-        for i in points.point_inds:
-            named = re.search(r"runs? ([0-9a-f]{8,})", str(texts[i])) if i < len(texts) else None
-            found = next(
-                (r for r in self.runs if named and r["key"].startswith(named[1]) and r["attacks"] == self.row()["attacks"]), None
-            )
-            if found:
-                self.selected.value = _name(found)
+        keys, attacks = trace.customdata or (), self.row()["attacks"]
+        clicked = {keys[i] for i in points.point_inds if i < len(keys)}
+        found = next((r for r in self.runs if r["key"] in clicked and r["attacks"] == attacks), None)
+        if found:
+            self.selected.value = _name(found)
 
     # --- taking away ------------------------------------------------------------------------------------------------------------
 
@@ -590,8 +583,8 @@ class Lab:
 
 
 def _name(row: Mapping[str, Any]) -> str:
-    """What tells one evaluation of a run from another."""
-    return f"{row['key']} {row['attacks']} {row['n']} {row['eps']}"
+    """`identity` as the value of a list on the page."""
+    return " ".join(map(str, identity(row)))
 
 
 def _told(row: Mapping[str, Any]) -> str:
@@ -637,10 +630,6 @@ def _line(text: str) -> str:
     return f'<div style="line-height:1.25;padding-top:2px">{html.escape(text)}</div>'
 
 
-def _spell(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 def _live(state: State) -> str:
     """Loss of the run at work as a small line, and where it stands."""
     series = state.series
@@ -667,10 +656,6 @@ def _live(state: State) -> str:
 def _warn(sentence: str) -> str:
     look = "border-left:4px solid #d55e00;padding-left:8px;line-height:1.35;max-width:60em"
     return f'<div role="alert" style="{look}">⚠ {html.escape(sentence)}</div>'
-
-
-def _note(sentence: str) -> str:
-    return f'<div style="line-height:1.35">{html.escape(sentence)}</div>'
 
 
 def _table(rows: Sequence[Mapping]) -> str:

@@ -103,6 +103,11 @@ class State:
     series: Series = field(default_factory=Series)
 
 
+def identity(row: Mapping[str, Any]) -> tuple:
+    """What tells one row of `apnb.store.ROW` from another: the run, and how it was judged."""
+    return tuple(row[k] for k in ("key", "attacks", "n", "eps"))
+
+
 _LIVE: weakref.WeakSet[Queue] = weakref.WeakSet()
 
 
@@ -344,7 +349,7 @@ class Queue:
         row = run.row()
         with self._lock:
             for i, old in enumerate(self.rows):
-                if all(old[k] == row[k] for k in ("key", "attacks", "n", "eps")):
+                if identity(old) == identity(row):
                     self.rows[i], self.runs[i] = row, run
                     return
             self.rows.append(row)

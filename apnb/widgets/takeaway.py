@@ -59,8 +59,10 @@ def sweep_files(rows: Sequence[Mapping[str, Any]], store: str | Path | Store | N
         given = summary.get("given") or {}
         about = {"network": summary["network"], "data": given.get("data") or summary["data"], "eps": given.get("eps"),
                  "attacks": row["attacks"], "n": row["n"]}  # fmt: skip
-        searched = {e.get("searched") for e in store.evaluations(row["key"]) if e.get("n") == row["n"]} - {None, "none"}
-        about["distances"] = next(iter(searched), None)
+        alike = [
+            e for e in store.evaluations(row["key"]) if (e["attacks"], e["n"], e["eps"]) == (row["attacks"], row["n"], row["eps"])
+        ]
+        about["distances"] = max({e.get("searched", "none") for e in alike} - {"none"}, default=None)
         about = {name: value for name, value in about.items() if value is not None}
         recipes = files.setdefault(json.dumps(about), {**about, "recipes": []})["recipes"]
         if summary["recipe"] not in recipes:
@@ -103,13 +105,12 @@ def bundle(
     store: str | Path | Store | None = None,
     *,
     figures: Mapping[str, go.Figure] | None = None,
-    code: str = "",
 ) -> bytes:
     """Everything as one ZIP: runs, table, recipes, code, figures, and a README that says what to do with them.
 
     Args:
         rows: as in `apnb.widgets.queue.Queue.rows`. store: where the runs are.
-        figures: name of a file without its ending -> figure. code: Python that does the same; by default it runs the recipes' file.
+        figures: name of a file without its ending -> figure.
 
     Raises:
         Invalid: no rows, or none of them is in the store.
@@ -125,7 +126,7 @@ def bundle(
         z.write(Path(folder) / "runs.zip", "runs.zip")
         z.writestr("README.txt", README)
         z.writestr("table.csv", csv(rows))
-        z.writestr("code.py", code or CODE)
+        z.writestr("code.py", CODE)
         for i, file in enumerate(files):
             z.writestr(f"recipes{f'-{i + 1}' if i else ''}.json", file)
         for name, fig in (figures or {}).items():
