@@ -36,6 +36,7 @@ _WHERE = {
     "Lab": "widgets.lab",
     "TaxonomyExplorer": "widgets.explorer",
     "Leaderboard": "widgets.leaderboard",
+    "Question": "widgets.question",
 }
 _MODULES = (
     "benchmark", "checkpoints", "choices", "curves", "datasets", "diagnostics", "estimate", "evaluation", "events", "masks", "networks",

@@ -682,6 +682,59 @@ def _picture(image: Any, told: str, *, diverging: bool, eps: float) -> go.Heatma
     return go.Image(z=(rgb.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy(), hovertemplate=told + "<extra></extra>")
 
 
+# --- figures that move --------------------------------------------------------------------------------------------------------
+
+
+def movable(figures: Mapping[Any, go.Figure], *, label: str, start: Any = None, title: str | None = None) -> go.Figure:
+    """Several figures of one kind as one figure with a slider: it moves without a kernel, too.
+
+    Args:
+        figures: what the slider says -> the figure shown there, in the slider's order; at least two.
+        label: what is moved, said before the slider's word ("sparsity").
+        start: the word shown first; default: the first.
+        title: of all; default: each figure keeps its own, and the slider changes it.
+
+    Returns:
+        The first figure's layout with the traces of all of them, those of one word visible; axes that differ between the figures (ranges,
+        types, ticks) change with the slider, as do titles and annotations.
+
+    Raises:
+        Invalid: fewer than two figures, or a start that is none of the words.
+    """
+    words = [str(word) for word in figures]
+    if len(words) < 2:
+        raise Invalid(f"a movable figure needs at least two figures, got {len(words)}")
+    start = words[0] if start is None else str(start)
+    if start not in words:
+        raise Invalid(f"start is {start!r}, but the slider has {', '.join(words)}")
+    drawn = list(figures.values())
+    moving = sorted({name for figure in drawn for name in figure.layout.to_plotly_json() if name[:5] in ("xaxis", "yaxis")})
+    counts = [len(figure.data) for figure in drawn]
+    base = drawn[words.index(start)]
+    whole = go.Figure(layout=base.layout)
+    steps = []
+    for i, (word, figure) in enumerate(zip(words, drawn, strict=True)):
+        for trace in figure.data:
+            whole.add_trace(trace).data[-1].visible = word == start
+        layout = figure.layout.to_plotly_json()
+        change = {name: layout.get(name, {}) for name in moving} | {"annotations": layout.get("annotations", [])}
+        change |= {"shapes": layout.get("shapes", [])}
+        if title is None:
+            change["title"] = layout.get("title", {})
+        shown = [at == i for at, n in enumerate(counts) for _ in range(n)]
+        steps.append({"label": word, "method": "update", "args": [{"visible": shown}, change]})
+    bottom = base.layout.margin.b or TEMPLATE.layout.margin.b
+    height = base.layout.height or 450
+    slider = {
+        "active": words.index(start), "steps": steps, "currentvalue": {"prefix": f"{label}: ", "font": {"size": 13}},
+        "x": 0, "len": 1, "y": 0, "yanchor": "top", "pad": {"t": bottom - 6, "b": 8}, "minorticklen": 0,
+    }  # fmt: skip
+    whole.update_layout(sliders=[slider], margin={"b": bottom + 86}, height=height + 86)
+    if title is not None:
+        whole.update_layout(title={"text": title})
+    return whole
+
+
 # --- showing and saving -----------------------------------------------------------------------------------------------------
 
 
