@@ -39,8 +39,9 @@ _WHERE = {
     "Question": "widgets.question",
 }
 _MODULES = (
-    "benchmark", "checkpoints", "choices", "curves", "datasets", "diagnostics", "estimate", "evaluation", "events", "masks", "networks",
-    "plots", "recipes", "report", "store", "sweeps", "taxonomy",
+    "benchmark", "cards", "checkpoints", "choices", "contribution", "costs", "curves", "datasets", "diagnostics", "estimate",
+    "evaluation", "events", "masks", "networks", "plots", "recipes", "report", "results", "scores", "store", "sweeps",
+    "taxonomy",
 )  # fmt: skip
 
 __all__ = [*_WHERE, *_MODULES]

@@ -1,4 +1,4 @@
-"""The survey's leaderboard, asked again: fronts, ranks, how ranks change, and a reader's own results beside it.
+"""The survey's leaderboard, asked again: fronts, ranks, traits, losses, error bars, and a reader's own results beside it.
 
 A *column* is one column of the published tables: a data set, a structure group, a network and a sparsity. Accuracies are in per
 cent. Nothing is compared across columns except ranks, among the methods that both columns have.
@@ -8,8 +8,9 @@ Published: robust accuracy against AutoAttack, l_inf, with an eps written as 0.0
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from itertools import combinations
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ COLUMN = ("data", "structure_group", "network", "sparsity")
 """What makes a column of the published tables."""
 EPS, ATTACKS, IMAGES = 0.031, "standard", 10_000
 """How the published numbers were made; ATTACKS is a mode of `apnb.evaluate`."""
+TRAITS = ("pipeline", "schedule", "locality", "criterion")
+"""By what methods can be compared inside a column: all but the structure, which is what a column is about."""
 EPS_TOLERANCE = 0.0005
 """8/255 = 0.0314 and the published 0.031 are taken for the same eps."""
 PROTOCOL = "AutoAttack, eps 0.031, 10 000 images"
@@ -162,6 +165,234 @@ def agreement(rows: pd.DataFrame | None = None) -> pd.DataFrame:
         spearman = group["rank_first"].rank().corr(group["rank_second"].rank()) if len(group) > 2 else float("nan")
         found.append({**dict(zip(pair, place, strict=True)), "methods": len(group), "spearman": spearman})
     return pd.DataFrame(found, columns=[*pair, "methods", "spearman"])
+
+
+def complete(rows: pd.DataFrame | None = None) -> list[str]:
+    """The methods that have a row in every column of ``rows``, in alphabetical order: only their averages can be compared.
+
+    Raises:
+        Invalid: a column is missing.
+    """
+    rows = _given(rows, "method")
+    columns = len(rows[list(COLUMN)].drop_duplicates())
+    return sorted(m for m, some in rows.groupby("method") if len(some[list(COLUMN)].drop_duplicates()) == columns)
+
+
+def mean_ranks(rows: pd.DataFrame | None = None) -> pd.Series:
+    """The mean place over all columns, of the methods that have a row in each of them and ranked among themselves; best first.
+
+    Raises:
+        Invalid: a column is missing.
+    """
+    rows = _given(rows, "method", "robust")
+    places = ranks(rows[rows["method"].isin(complete(rows))])
+    return places.groupby("method")["rank"].mean().sort_values(kind="stable")
+
+
+def podium(rows: pd.DataFrame | None = None, places: int = 3) -> pd.DataFrame:
+    """How often a method is first in its column, and how often among the first few.
+
+    Returns:
+        Indexed by method, from the most often first: first, top (at one of the first ``places``), columns (in how many it stands).
+
+    Raises:
+        Invalid: a column is missing.
+    """
+    found = ranks(rows)
+    counted = found.assign(first=found["rank"] == 1, top=found["rank"] <= places, columns=True)
+    counted = counted.groupby("method")[["first", "top", "columns"]].sum()
+    return counted.sort_values(["first", "top"], ascending=False, kind="stable")
+
+
+def _words(trait: str, rows: pd.DataFrame) -> pd.Series:
+    """The survey's one word for each row's method; `Invalid` where a method has several, or for an unknown trait."""
+    if trait not in TRAITS:
+        raise Invalid(f"no trait {trait!r} to compare by; choose {', '.join(TRAITS)}")
+    found = {m: taxonomy.cell_of(m)[trait] for m in rows["method"].unique()}
+    if several := [m for m, words in found.items() if len(words) != 1]:
+        raise Invalid(f"{several[0]} has {len(found[several[0]])} words for {trait}; leave its rows out")
+    return rows["method"].map({m: str(words[0]) for m, words in found.items()})
+
+
+def traits(trait: str, rows: pd.DataFrame | None = None, places: int = 3) -> pd.DataFrame:
+    """What the methods that share a word reach, and how many they are.
+
+    Args:
+        trait: one of `TRAITS`. rows: default: the unstructured half of the leaderboard. places: what counts as the top of a column.
+
+    Returns:
+        Indexed by word: methods, rows, clean, robust (means over rows, in per cent), share_of_rows, share_of_top (of all places
+        at the top, in [0, 1]).
+
+    Raises:
+        Invalid: an unknown trait, a method with several words for it, or a column is missing.
+    """
+    rows = _given(rows, "method", "clean", "robust")
+    rows = rows[rows["structure_group"] == Group.unstructured]
+    rows = rows.assign(word=_words(trait, rows), top=ranks(rows)["rank"] <= places)
+    words = rows.groupby("word")
+    return words.agg(
+        methods=("method", "nunique"), rows=("method", "size"), clean=("clean", "mean"), robust=("robust", "mean")
+    ).assign(share_of_rows=words.size() / len(rows), share_of_top=words["top"].sum() / rows["top"].sum())
+
+
+def levels(rows: pd.DataFrame | None = None) -> pd.Series:
+    """How far a method is above the others: robust accuracy minus the mean of its column, averaged over its columns, in points.
+
+    Raises:
+        Invalid: a column is missing.
+    """
+    rows = _given(rows, "method", "robust")
+    above = rows["robust"] - rows.groupby(list(COLUMN))["robust"].transform("mean")
+    return above.groupby(rows["method"]).mean().sort_values(ascending=False, kind="stable")
+
+
+def gap_by_chance(trait: str, rows: pd.DataFrame | None = None) -> dict[str, float]:
+    """How often words dealt out at random among the methods would be as far apart as the survey's words are: an exact test.
+
+    Every method is one number, that of `levels`; the gap is the highest minus the lowest mean of a word.
+    All ways to give each word to as many methods as it has are counted, the real one among them.
+
+    Args:
+        trait: one of `TRAITS`. rows: default: the unstructured half of the leaderboard.
+
+    Returns:
+        gap (in points), share (of the ways with at least that gap, in (0, 1]), ways, methods.
+
+    Raises:
+        Invalid: an unknown trait, a method with several words for it, fewer than two words, or a column is missing.
+    """
+    rows = _given(rows, "method", "robust")
+    rows = rows[rows["structure_group"] == Group.unstructured]
+    score = levels(rows).sort_index()
+    words = _words(trait, rows).groupby(rows["method"]).first().sort_index()
+    if words.nunique() < 2:
+        raise Invalid(f"all methods have the same word for {trait}: there is nothing to compare")
+    values, sizes = score.tolist(), words.value_counts().tolist()
+    gap = _range(score.groupby(words).mean())
+    gaps = [_range(means) for means in _deals(tuple(range(len(values))), sizes, values)]
+    return {"gap": gap, "share": sum(g >= gap - 1e-9 for g in gaps) / len(gaps), "ways": len(gaps), "methods": len(values)}
+
+
+def _range(values: Iterable[float]) -> float:
+    values = list(values)
+    return max(values) - min(values)
+
+
+def _deals(left: tuple[int, ...], sizes: list[int], values: list[float]) -> Iterator[list[float]]:
+    """The groups' means, for every way to deal the positions ``left`` into groups of these sizes."""
+    if len(sizes) == 1:
+        yield [sum(values[i] for i in left) / len(left)]
+        return
+    for chosen in combinations(left, sizes[0]):
+        rest = tuple(i for i in left if i not in chosen)
+        for means in _deals(rest, sizes[1:], values):
+            yield [sum(values[i] for i in chosen) / sizes[0], *means]
+
+
+def changes(between: str, rows: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The same method in two columns that differ in one thing only: what it gains from the first to the second.
+
+    Args:
+        between: one of `COLUMN`: ``data``, ``structure_group``, ``network`` or ``sparsity``. rows: default: the leaderboard.
+
+    Returns:
+        One row a method and pair. Columns: `COLUMN` (of the first), first, second (the two words, in alphabetical or rising order),
+        method, from_clean, from_robust (of the first, in per cent), clean, robust (second minus first, in points).
+
+    Raises:
+        Invalid: something else between, or a column is missing.
+    """
+    import pandas as pd
+
+    if between not in COLUMN:
+        raise Invalid(f"no column {between!r} to change; choose {', '.join(COLUMN)}")
+    rows = _given(rows, "method", "clean", "robust")
+    found = []
+    for _, group in rows.groupby([*(c for c in COLUMN if c != between), "method"]):
+        for a, b in combinations(group.sort_values(between).to_dict("records"), 2):
+            found.append(
+                {**{c: a[c] for c in COLUMN}, "first": a[between], "second": b[between], "method": a["method"]}
+                | {"from_clean": a["clean"], "from_robust": a["robust"]}
+                | {"clean": b["clean"] - a["clean"], "robust": b["robust"] - a["robust"]}
+            )
+    return pd.DataFrame(found, columns=[*COLUMN, "first", "second", "method", "from_clean", "from_robust", "clean", "robust"])
+
+
+def steps(rows: pd.DataFrame | None = None) -> pd.DataFrame:
+    """`changes` in sparsity between neighbours: no other sparsity of the same tables lies between the two.
+
+    Raises:
+        Invalid: a column is missing.
+    """
+    rows = _given(rows, "method", "clean", "robust")
+    known = {group: sorted(some["sparsity"].unique()) for group, some in rows.groupby("structure_group")}
+    found = changes("sparsity", rows)
+    pairs = {(group, *pair) for group, some in known.items() for pair in pairwise(some)}
+    return found[[p in pairs for p in zip(found["structure_group"], found["first"], found["second"], strict=True)]]
+
+
+def falls(rows: pd.DataFrame | None = None) -> pd.DataFrame:
+    """`changes` from the lowest to the highest sparsity of the tables: 90 to 99 % (unstructured) and 50 to 90 % (structured).
+
+    Returns:
+        As `changes`; a loss is negative. Only methods that have both ends.
+
+    Raises:
+        Invalid: a column is missing.
+    """
+    rows = _given(rows, "method", "clean", "robust")
+    ends = {(group, some.min(), some.max()) for group, some in rows.groupby("structure_group")["sparsity"]}
+    found = changes("sparsity", rows)
+    return found[[p in ends for p in zip(found["structure_group"], found["first"], found["second"], strict=True)]]
+
+
+def separable(rows: pd.DataFrame | None = None) -> pd.DataFrame:
+    """First and second of each column, and whether the choice of test images alone could have swapped them.
+
+    With robust accuracies p and q on n images each, the standard error of a difference of two independent proportions is
+    sqrt((p (1 - p) + q (1 - q)) / n). The published networks saw the same images, which makes the true error smaller if they
+    fail on the same ones; the seeds of training are not in it at all.
+
+    Returns:
+        One row a column: `COLUMN`, first, second (methods), gap, bound (two standard errors; both in points), apart (gap above
+        bound), close (how many methods, the first among them, are within the bound of the first). Columns of one method are left out.
+
+    Raises:
+        Invalid: a column is missing.
+    """
+    import pandas as pd
+
+    rows = _given(rows, "method", "robust")
+    found = []
+    for place, column in rows.groupby(list(COLUMN), sort=False):
+        ordered = column.sort_values("robust", ascending=False, kind="stable")
+        if len(ordered) > 1:
+            (p, q), names = ordered["robust"].iloc[:2] / 100, ordered["method"].iloc[:2]
+            close = sum(100 * (p - r) <= 200 * _error(p, r) for r in ordered["robust"] / 100)
+            found.append(
+                {**dict(zip(COLUMN, place, strict=True)), "first": names.iloc[0], "second": names.iloc[1], "gap": 100 * (p - q)}
+                | {"bound": 200 * _error(p, q), "apart": bool(p - q > 2 * _error(p, q)), "close": close}
+            )
+    return pd.DataFrame(found, columns=[*COLUMN, "first", "second", "gap", "bound", "apart", "close"])
+
+
+def _error(p: float, q: float) -> float:
+    return math.sqrt((p * (1 - p) + q * (1 - q)) / IMAGES)
+
+
+def misprinted(rows: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Rows whose bold mark breaks the source's own rule: the first three of an unstructured column, the first of a structured one.
+
+    Args:
+        rows: with the column ``bold``; default: the leaderboard.
+
+    Raises:
+        Invalid: a column is missing.
+    """
+    rows = _given(rows, "method", "robust", "bold")
+    marked = rows["structure_group"].map({Group.unstructured: 3, Group.structured: 1})
+    return rows[rows["bold"] != (ranks(rows)["rank"] <= marked)]
 
 
 def overlay(runs: Any = None, evaluations: Mapping[str, Any] | None = None) -> pd.DataFrame:

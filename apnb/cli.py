@@ -364,7 +364,7 @@ def methods(
     structure: Annotated[str | None, "weights, filters, channels or kernels."] = None,
     locality: Annotated[str | None, "local or global."] = None,
     criterion: Annotated[str | None, "lwm, relwm, solwm, lis, hgm or bcs."] = None,
-    check: Annotated[Path | None, "Check a taxonomy entry that you wrote (JSON) instead."] = None,
+    check: Annotated[Path | None, "Check a taxonomy entry or an evaluation record that you wrote (JSON) instead."] = None,
     json_: JSON = False,
 ) -> int:
     """The surveyed methods, where they stand in the taxonomy, and which of them run as methods ('apnb run --method')."""
@@ -372,9 +372,14 @@ def methods(
     from apnb.presets import PRESETS
 
     if check is not None:
-        entry = taxonomy.check_entry(check)
-        print(f"{check}: a valid entry for {entry.name} ({entry.pipeline}, {entry.criterion})")
-        return 0
+        from apnb import contribution
+
+        checked = contribution.check(check)
+        for sentence in checked.problems or checked.warnings:
+            note(f"{check}: {sentence}")
+        if not checked.problems:
+            print(f"{check}: a valid {checked.kind} {checked.about}")
+        return 2 if checked.problems else 0
     found = taxonomy.methods(pipeline, objective, schedule, structure, locality, criterion)
     if json_:
         print(json.dumps(plain(taxonomy.frame(found)), indent=1, default=str))
@@ -685,7 +690,7 @@ def notebooks(folder: Path | None) -> Path:
     try:
         place.mkdir(parents=True, exist_ok=True)
         for file in source.iterdir():
-            if file.suffix in (".ipynb", ".py") and not (place / file.name).exists():
+            if file.suffix in (".ipynb", ".py", ".png") and not (place / file.name).exists():
                 shutil.copy(file, place / file.name)
     except OSError as error:
         raise Invalid(f"cannot write the notebooks to {place}: {error.strerror}; give another folder with --folder") from None

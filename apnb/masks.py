@@ -311,3 +311,40 @@ def ramp(sparsity: float, rounds: int, kind: str = "cubic") -> tuple[float, ...]
         raise Invalid(f"no ramp {kind!r}; choose linear or cubic")
     shares = [t / rounds if kind == "linear" else 1 - (1 - t / rounds) ** 3 for t in range(1, rounds)]
     return (*(sparsity * share for share in shares), sparsity)
+
+
+def overlap(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float:
+    r"""How much of what one selection keeps another keeps too, :math:`|a \cap b| / |a|`; for equal counts it is the same both ways.
+
+    Args:
+        first, second: parameter name -> bool tensor; only names that both have are looked at.
+
+    Returns:
+        A share in [0, 1]. A second selection drawn at random would give its density.
+
+    Raises:
+        Invalid: no common name, different shapes, or nothing kept by the first.
+    """
+    names = _common(first, second)
+    kept = sum(int(first[n].sum()) for n in names)
+    return sum(int((first[n] & second[n]).sum()) for n in names) / kept
+
+
+def chance_overlap(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float:
+    r"""The `overlap` to be expected if both kept as many in each layer as they do, but at random there.
+
+    :math:`\sum_l a_l b_l / n_l \,/\, \sum_l a_l` for a layer of n weights of which they keep a and b. What lies above it is agreement
+    about weights; what this lies above the density is agreement about layers.
+    """
+    names = _common(first, second)
+    kept = sum(int(first[n].sum()) for n in names)
+    return sum(int(first[n].sum()) * float(second[n].float().mean()) for n in names) / kept
+
+
+def _common(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> list[str]:
+    names = [n for n in first if n in second]
+    if not names or any(first[n].shape != second[n].shape for n in names):
+        raise Invalid("the two selections have no layer in common, or layers of different shapes; compare masks of one network")
+    if not any(first[n].any() for n in names):
+        raise Invalid("the first selection keeps nothing, so there is no share of it; compare masks that keep something")
+    return names

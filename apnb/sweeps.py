@@ -125,7 +125,8 @@ def sweep(
 
     Args:
         recipes: in any order; recipes that share a beginning (the dense network) are spread so that workers do not all wait for it.
-        executor: anything with ``submit`` (processes, a cluster's queue); workers must see the same store. None: one by one, here.
+        executor: anything whose ``submit`` gives futures of `concurrent.futures` (processes, dask's ``get_executor``); workers must see
+            the same store. None: one by one, here.
         progress: called with (done, total, recipe, "" or the sentence of a failure) after each run.
         options: as for `apnb.run`.
 

@@ -591,7 +591,7 @@ def test_what_one_figure_cannot_show_is_refused(given, more, said):
 
 @pytest.mark.browser
 def test_a_browser_draws_the_curve(tmp_path):
-    if not plots._browser():
+    if not plots.show._browser():
         pytest.skip("no browser that kaleido could draw with")
     figure = plots.security_curve([FIVE, make(0.1, 0.2)], eps=0.25)
     assert plots.save(figure, tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")

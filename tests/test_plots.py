@@ -265,7 +265,7 @@ def test_what_cannot_be_written_is_a_sentence(tmp_path, monkeypatch):
         plots.save(figure, tmp_path / "a.gif")
     with pytest.raises(Invalid, match="no folder"):
         plots.save(figure, tmp_path / "none" / "a.html")
-    monkeypatch.setattr(plots, "_browser", lambda: False)
+    monkeypatch.setattr(plots.show, "_browser", lambda: False)
     with pytest.raises(Invalid, match="Chromium"):
         plots.save(figure, tmp_path / "a.png")
     assert not list(tmp_path.iterdir())
@@ -273,7 +273,7 @@ def test_what_cannot_be_written_is_a_sentence(tmp_path, monkeypatch):
 
 @pytest.mark.browser
 def test_a_browser_draws_pictures(tmp_path):
-    if not plots._browser():
+    if not plots.show._browser():
         pytest.skip("no Chromium found")
     figure = plots.layers(kept(a=0.5, b=0.1))
     assert plots.save(figure, tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
@@ -282,5 +282,5 @@ def test_a_browser_draws_pictures(tmp_path):
 
 def test_the_renderer_is_interactive_with_a_picture_where_one_can_be_drawn(monkeypatch):
     monkeypatch.setattr(pio.renderers, "default", pio.renderers.default)
-    monkeypatch.setattr(plots, "_browser", lambda: False)
+    monkeypatch.setattr(plots.show, "_browser", lambda: False)
     assert plots.renderer() == "plotly_mimetype" == pio.renderers.default

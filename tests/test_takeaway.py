@@ -147,7 +147,7 @@ def test_a_figure_is_one_page_that_needs_no_network():
 
 
 def test_a_picture_needs_a_browser_and_says_so(monkeypatch):
-    monkeypatch.setattr(plots, "_browser", lambda: False)
+    monkeypatch.setattr(plots.show, "_browser", lambda: False)
     with pytest.raises(Invalid, match="needs the package kaleido"):
         takeaway.figure(go.Figure(go.Scatter(y=[1, 2])), "png")
 

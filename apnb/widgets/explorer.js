@@ -41,7 +41,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 caption { text-align: left; opacity: .8; padding: 4px 0; white-space: normal }
 th { font-weight: 600; text-align: left }
 .grid { width: 100% } .grid th, .grid td { border: 1px solid var(--line); padding: 3px 4px; vertical-align: top }
-.grid thead th, .grid tbody th { overflow-wrap: anywhere }
+.grid thead th, .grid tbody th { overflow-wrap: anywhere } .grid tbody th { min-width: 4.6em }
 .grid .empty { opacity: .6; font-size: 11px; display: block; min-height: 20px; border-radius: 3px }
 .grid td.nobody { background: repeating-linear-gradient(135deg, var(--faint) 0 4px, transparent 4px 9px) }
 .name { display: flex; gap: 3px; align-items: center; border: 0; padding: 0 2px; width: 100%; text-align: left;

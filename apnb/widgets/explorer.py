@@ -146,6 +146,16 @@ class TaxonomyExplorer(StaticWidget):
         self.lab = lab
         super().__init__(data={**methods_data(), "lab": lab is not None}, **state)
 
+    def fallback(self) -> str:
+        """The methods as a table."""
+        columns = ("pipeline", "structure", "locality", "criterion")
+        label = {d["name"]: {w["word"]: w["label"] for w in d["words"]} for d in self.data["dimensions"]}
+        rows = [
+            [m["name"], *(", ".join(label[name][word] for word in m["in"][name]) for name in columns)]
+            for m in self.data["methods"]
+        ]
+        return self.table(f"The {len(rows)} surveyed methods", ["method", *columns], rows)
+
     @property
     def methods(self) -> tuple[Method, ...]:
         """The methods that pass filters and text, in the survey's order."""

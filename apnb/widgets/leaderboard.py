@@ -109,6 +109,17 @@ class Leaderboard(StaticWidget):
     def __init__(self, runs: Any = None, evaluations: Mapping[str, Any] | None = None, **state: Any):
         super().__init__(data=leaderboard_data(runs, evaluations), **state)
 
+    def fallback(self) -> str:
+        """The best published method of each column, as a table."""
+        columns = ("data", "structure_group", "network", "sparsity")
+        best: dict[tuple, dict[str, Any]] = {}
+        for row in sorted((r for r in self.data["rows"] if not r["mine"]), key=lambda r: -r["robust"]):
+            best.setdefault(tuple(row[name] for name in columns), row)
+        order = sorted(best.values(), key=lambda r: [r[name] for name in columns])
+        rows = [[*(_said(n, r[n]) for n in columns), r["label"], f"{r['clean']:.2f}", f"{r['robust']:.2f}"] for r in order]
+        titles = [*(_TITLES[name] for name in columns), "best method", "clean accuracy (%)", "robust accuracy (%)"]
+        return self.table(f"The most robust of the published methods. {self.data['protocol']}", titles, rows)
+
     @property
     def rows(self) -> list[dict[str, Any]]:
         """The rows that pass the filters, columns as in `apnb.benchmark.ROW`."""

@@ -15,11 +15,12 @@ import base64
 import html
 import json
 import uuid
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import anywidget
 
-_FRAGMENT = """<div data-apnb="{name}"></div>
+_FRAGMENT = """<div data-apnb="{name}">{fallback}</div>
 <script type="module">
 const state = {state}, subs = {{}};
 const model = {{
@@ -28,7 +29,11 @@ const model = {{
   on: (e, f) => (subs[e] ??= []).push(f), off() {{}}, save_changes() {{}}, send() {{}},
 }};
 const {{ default: widget }} = await import("data:text/javascript;base64,{code}");
-for (const el of document.querySelectorAll('[data-apnb="{name}"]:empty')) await widget.render({{ model, el }});
+for (const el of document.querySelectorAll('[data-apnb="{name}"]:not([data-drawn])')) {{
+  el.dataset.drawn = "";
+  el.replaceChildren();
+  await widget.render({{ model, el }});
+}}
 </script>
 """
 _PAGE = """<!doctype html>
@@ -58,12 +63,29 @@ class StaticWidget(anywidget.AnyWidget):
         own = {k: v for k, v in self.get_state().items() if not k.startswith("_")}
         return {k: own[k] for k in own if k not in ("layout", "tabbable", "tooltip")}
 
+    def fallback(self) -> str:
+        """Plain HTML for places that strip scripts, such as a code host's preview; the script removes it. Default: nothing."""
+        return ""
+
     def to_html(self) -> str:
         """A fragment for any HTML page: no request leaves it."""
         return _FRAGMENT.format(
             name=f"w{uuid.uuid4().hex[:12]}",
+            fallback=self.fallback(),
             state=json.dumps({**self.state(), "static": True}, allow_nan=False).replace("<", "\\u003c"),
             code=base64.b64encode(str(self._esm).encode()).decode(),
+        )
+
+    @staticmethod
+    def table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+        """A small table for `fallback`; everything in it is text."""
+
+        def line(tag: str, cells: Sequence[object]) -> str:
+            return "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
+
+        body = "".join(line("td", row) for row in rows)
+        return (
+            f"<table><caption>{html.escape(caption)}</caption><thead>{line('th', columns)}</thead><tbody>{body}</tbody></table>"
         )
 
     def page(self, title: str) -> str:
