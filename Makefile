@@ -10,7 +10,7 @@ ifdef CPU
 export PIP_EXTRA_INDEX_URL := $(shell . binder/torch-index && echo $$TORCH_INDEX)
 endif
 
-.PHONY: demo lab test check bench clean
+.PHONY: demo lab test check bench notebooks site stamp results clean
 
 demo: $(STAMP)
 	$(BIN)/apnb demo --out demo.html
@@ -26,11 +26,25 @@ check: $(STAMP)
 	$(BIN)/ruff format --check apnb tests
 	$(BIN)/python -m pytest -m "not slow and not browser"
 
+# The series: executed again and checked; as static pages in site/; stamped with the address in pyproject.toml; its stored runs again.
+notebooks: $(STAMP)
+	$(BIN)/python -m apnb.reading execute
+	$(BIN)/python -m apnb.reading check
+
+site: $(STAMP)
+	$(BIN)/python -m apnb.reading site --out site
+
+stamp: $(STAMP)
+	$(BIN)/python -m apnb.reading stamp
+
+results: $(STAMP)
+	$(BIN)/python -m apnb.reading results
+
 bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks
 
 clean:
-	rm -rf .venv demo.html
+	rm -rf .venv demo.html site
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -187,15 +187,6 @@ def listing(*names: str) -> str:
     return f"```python\n{lines(*names)}\n```"
 
 
-def source(key: str) -> str:
-    """The lines of the package that are a method's equation, as Python.
-
-    Raises:
-        Invalid: no implemented method of that name.
-    """
-    return lines(*CARDS[choose(key, CARDS, "method")].code)
-
-
 def card(key: str) -> str:
     """A method on one card, as Markdown: citation, cell, equation with its code, plan, and where survey, paper and code disagree.
 

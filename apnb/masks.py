@@ -335,6 +335,9 @@ def chance_overlap(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) ->
 
     :math:`\sum_l a_l b_l / n_l \,/\, \sum_l a_l` for a layer of n weights of which they keep a and b. What lies above it is agreement
     about weights; what this lies above the density is agreement about layers.
+
+    Raises:
+        Invalid: as `overlap`.
     """
     names = _common(first, second)
     kept = sum(int(first[n].sum()) for n in names)

@@ -25,12 +25,15 @@ if TYPE_CHECKING:
 NAMES = ("digits/criteria", "digits/methods")
 MASKS = {"digits/criteria": {"sparsity": 0.9, "seed": 0}}
 """The runs of which masks are kept, by the columns of their rows."""
-MORE = ("recipe", "per_layer", "device", "precision", "versions")
-"""Columns beside `apnb.store.ROW`: the recipe and the share kept of each layer as JSON, what it was computed on and with."""
+MORE = ("recipe", "device", "precision", "versions")
+"""Columns beside `apnb.store.ROW`: the recipe as JSON, what it was computed on and with."""
 
 
 def _file(name: str, ending: str) -> Path:
-    return data_path(f"results/{choose(name, NAMES, 'stored result')}{ending}")
+    try:
+        return data_path(f"results/{choose(name, NAMES, 'stored result')}{ending}")
+    except Invalid as error:
+        raise Invalid(f"{error}; or compute the stored runs with: make results") from None
 
 
 @cache
@@ -55,11 +58,6 @@ def frame(name: str) -> pd.DataFrame:
 def recipe_of(row: Mapping[str, Any]) -> Recipe:
     """The recipe of a row of `frame`: `apnb.run` makes the run again."""
     return Recipe.from_dict(json.loads(row["recipe"]))
-
-
-def layers_of(row: Mapping[str, Any]) -> dict[str, float]:
-    """The share kept of each layer of a row of `frame`, first layer first."""
-    return json.loads(row["per_layer"])
 
 
 def masks(name: str) -> dict[str, Masks]:
@@ -125,9 +123,6 @@ def write(
     table = runs.frame()
     about = [run.summary for run in runs]
     table["recipe"] = [json.dumps(a["recipe"]) for a in about]
-    table["per_layer"] = [
-        json.dumps({layer: round(kept, 6) for layer, kept in a["sparsity"]["per_layer"].items()}) for a in about
-    ]
     table["device"], table["precision"] = [a["device"] for a in about], [a["precision"] for a in about]
     table["versions"] = [", ".join(f"{package} {version}" for package, version in a["versions"].items()) for a in about]
     if keep is not None:

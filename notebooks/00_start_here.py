@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   jupytext:
-#     cell_metadata_filter: tags
+#     cell_metadata_filter: tags,jupyter,cellView
 #     formats: ipynb,py:percent
 #     notebook_metadata_filter: kernelspec,jupytext,-jupytext.text_representation.jupytext_version
 #     text_representation:
@@ -14,14 +14,37 @@
 #     name: python3
 # ---
 
+# %% cellView="form" jupyter={"source_hidden": true} tags=["colab"]
+# @title Only for Google Colab: run this cell first. Anywhere else it does nothing.
+ADDRESS = ""  # @param {type: "string"}
+if "google.colab" in str(globals().get("get_ipython")):
+    from importlib.util import find_spec
+
+    class NotInstalled(Exception):
+        def _render_traceback_(self):
+            return [str(self)]  # one sentence instead of a traceback
+
+    if find_spec("apnb") is None and ADDRESS:
+        get_ipython().run_line_magic("pip", f'install --quiet "apnb[widgets] @ git+{ADDRESS}"')
+    if find_spec("apnb") is None:
+        raise NotInstalled("apnb is missing: put the address of its code (https://...) into the field ADDRESS, then run this cell again.")
+    import torch
+    from google.colab import output
+
+    output.enable_custom_widget_manager()
+    gpu = torch.cuda.is_available() and torch.cuda.get_device_name()
+    print(f"Runs on the GPU: {gpu}." if gpu else "Runs on the CPU, which is enough here; for a GPU: Runtime > Change runtime type.")
+
 # %% [markdown]
 # # Start here: a survey in one picture
+#
+# **How many of its weights can a network lose before it loses its robustness?**
 #
 # A trained network can be made much smaller by **pruning**: most of its weights are set to zero, and it still classifies well.
 # It can also be made **robust**: nobody can change its answer by altering the pixels of an image a little. *Adversarial pruning*
 # wants both at once, and the two pull against each other. The survey of
 # [Piras et al. (2024)](https://arxiv.org/abs/2409.01249) puts the published methods into one order and measures them by one
-# protocol. This notebook shows the question behind it in a single picture. The picture is computed while you read: the network
+# protocol. This notebook answers the question for one small network, in a single picture. The picture is computed while you read: the network
 # is trained, pruned and attacked here, on your machine, in about a minute on one core.
 
 # %% [markdown]
@@ -100,6 +123,19 @@ for run in runs:
 apnb.plots.robustness_sparsity(runs.frame())
 
 # %% [markdown]
+# Boxes like the next one are exercises. They judge your answer at once, and the notebook computes the answer from the runs above.
+
+# %%
+dense, *_, sparsest = runs
+lost = {what: dense.row()[what] - sparsest.row()[what] for what in ("clean", "robust")}
+apnb.Question(
+    "Which accuracy loses more points between the dense network and the sparsest one?",
+    max(lost, key=lost.get),
+    choices=["clean", "robust"],
+    because=f"Clean accuracy falls by {lost['clean']:.1%}, robust accuracy by {lost['robust']:.1%}.",
+)
+
+# %% [markdown]
 # This trade is what the survey is about: 26 methods, each of which claims to move the point where the curve falls. Everything
 # else in these notebooks asks why it falls there, and what moves it.
 #
@@ -109,17 +145,25 @@ apnb.plots.robustness_sparsity(runs.frame())
 # accuracies right after it, before the network has had a chance to adapt. Fine-tuning then moves only the weights that are left.
 
 # %%
-sparsest = runs[-1]
 apnb.plots.history(sparsest)
 
 # %% [markdown]
 # ### Who was cut?
 #
 # With one threshold for the whole network (`locality="global"`) layers need not lose the same share. Large layers have many
-# small weights, and they pay most.
+# small weights, and they pay most. Move the slider.
 
 # %%
-apnb.plots.layers(sparsest)
+apnb.plots.movable({f"{run.recipe.sparsity:.0%}": apnb.plots.layers(run) for run in runs[1:]}, label="sparsity", start="98%")
+
+# %%
+left = sparsest.sparsity
+apnb.Question(
+    f"The network has {left.total} weights that can be pruned. How many of them are left at the sparsest point?",
+    left.kept,
+    tolerance=1,
+    because=f"{left.total} - round(0.98 x {left.total}) = {left.kept}: the number kept is exact, whatever the scores are.",
+)
 
 # %% [markdown]
 # ### What does an attack look like?
@@ -149,11 +193,17 @@ apnb.Lab()
 # %% [markdown]
 # ## What to read next
 #
-# - [Piras et al. (2024), *Adversarial Pruning: A Survey and Benchmark*](https://arxiv.org/abs/2409.01249): the taxonomy and the
-#   benchmark that this project accompanies.
-# - [Madry et al. (2018)](https://arxiv.org/abs/1706.06083) on adversarial training, and
-#   [Croce and Hein (2020)](https://arxiv.org/abs/2003.01690) on AutoAttack: why robust accuracy needs strong attacks.
-# - [Sehwag et al. (2020), *HYDRA*](https://arxiv.org/abs/2002.10509): scores that are learned instead of read off the weights,
-#   which is `criterion="lis"` in the lab.
-# - From Python: `apnb.grid()` lists every cell, `apnb.taxonomy` holds the survey as data, and the lab's tab *Code*
-#   shows the Python of what you clicked.
+# The series goes on in this order; every notebook starts with a question and stands on its own.
+#
+# - [Adversarial robustness](01_adversarial_robustness.ipynb): what "robust" means, and when such a number is a lie.
+# - [Pruning](02_pruning.ipynb): what a mask removes, and what is saved.
+# - [The taxonomy](03_taxonomy.ipynb), [pipelines](04_pipelines.ipynb), [specifics](05_specifics.ipynb): when and how to prune.
+# - [The methods](06_methods.ipynb): a card of each, with its equation and its code. [The benchmark](07_benchmark.ipynb): what the
+#   published numbers show.
+# - [The lab](08_lab.ipynb): experiments, up to cells that nobody has published. [Your own network](09_your_own_network.ipynb), and
+#   [a GPU](10_gpu_and_beyond.ipynb).
+#
+# Papers to begin with: [Piras et al. (2024)](https://arxiv.org/abs/2409.01249), the survey that this project accompanies;
+# [Madry et al. (2018)](https://arxiv.org/abs/1706.06083) on adversarial training;
+# [Croce and Hein (2020)](https://arxiv.org/abs/2003.01690) on AutoAttack; [Sehwag et al. (2020)](https://arxiv.org/abs/2002.10509),
+# *HYDRA*: scores that are learned instead of read off the weights, which is `criterion="lis"` in the lab.

@@ -86,7 +86,12 @@ MISTAKES = {
     "an entry of filters": (entry(structures=["filters"]), "says US, but the entry has the structure filters"),
     "a wrong word in the entry": (entry(criterion="lvm"), "no criterion 'lvm'; did you mean"),
     "robust above clean": (change(aa=80.01), "robust accuracy (AA), 80.01, is above the clean accuracy, 80.00"),
-    "HO-FMN above clean": (change(hofmn=99.0), "robust accuracy (HO-FMN), 99.00, is above"),
+    "HO-FMN above clean on the same points": (
+        lambda r: (r["models"][0].update(hofmn=99.0), r["models"][0]["made"]["hofmn"].update(n=r["models"][0]["made"]["aa"]["n"])),
+        "robust accuracy (HO-FMN), 99.00, is above the clean accuracy, 80.00, which cannot be",
+    ),
+    "an entry that is a list": (lambda r: r.update(entry=[1]), "entry"),
+    "an entry that is a path": (lambda r: r.update(entry="/etc/hostname"), "entry"),
     "above 100": (change(clean=101.0), "the clean accuracy is 101, expected per cent from 0 to 100"),
     "below 0": (change(aa=-1.0), "robust accuracy (AA) is -1, expected per cent"),
     "no number": (change(aa=float("nan")), "robust accuracy (AA) is nan"),
@@ -122,6 +127,7 @@ REMARKS = {
         lambda r: [m.update(key=m["key"].replace("CIFAR10", "SVHN")) or m["made"]["aa"].update(data="svhn", subset="random")
                    for m in r["models"]], "are not the first ones"),
     "not uploaded": (change(model_file=["", ""]), "is not uploaded yet: its Google Drive id is empty"),
+    "HO-FMN above clean on fewer points": (change(hofmn=80.47), "80.47, is above the clean accuracy, 80.00; it is of other, fewer images"),
     "many points of HO-FMN": (lambda r: r["models"][0]["made"]["hofmn"].update(n=500), "HO-FMN on 500 points; the survey takes 128"),
     "what attacks said": (made(warnings=["gradients are zero"]), "the evaluation warned: gradients are zero"),
     "nothing on normalisation": (lambda r: r.update(normalization=" "), "the normalization is not described"),

@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -38,6 +39,10 @@ ALLOWED = {
     "verdicts": {"attacks", "copies", "errors", "events"}, "diagnostics": {"attacks", "chance", "copies", "errors"},
     "curves": {"errors", "pickles", "store", "verdicts"}, "pickles": {"errors"}, "weights": {"errors", "pickles"},
     "benchmark": {"errors", "store", "sweeps", "taxonomy", "verdicts"},
+    "cards": {"errors", "presets", "recipes", "taxonomy"}, "contribution": {"benchmark", "errors", "taxonomy", "__version__"},
+    "costs": {"errors", "masks", "networks"},
+    "scores": {"errors", "masks", "pipelines", "recipes", "runner", "store", "training"},
+    "results": {"errors", "masks", "paths", "recipes", "store", "sweeps"},
     "choices": {"errors", "presets", "recipes", "taxonomy"},
     "estimate": {
         "attacks", "chance", "copies", "datasets", "errors", "evaluation", "mechanisms", "methods", "networks", "objectives", "pipelines",
@@ -105,7 +110,13 @@ def test_the_wheel_installed_elsewhere_has_data_and_notebooks(tmp_path):
         "apnb/data/leaderboard.csv",
         "apnb/data/networks.csv",
         "apnb/notebooks/00_start_here.ipynb",
+        "apnb/notebooks/lab.png",
+        "apnb/data/results/digits/methods.csv",
+        "apnb/reading/pages/base.html",
     } <= names
+    assert all(
+        re.fullmatch(r"apnb/notebooks/(\d\d_\w+\.(py|ipynb)|lab\.png)", n) for n in names if n.startswith("apnb/notebooks/")
+    )
     target = tmp_path / "site"
     install = subprocess.run(
         [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(wheel)],

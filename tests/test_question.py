@@ -23,7 +23,14 @@ def test_a_number_is_right_within_the_tolerance_and_a_choice_only_if_it_is_the_o
     assert choice.right is False
     choice.given = "lwm"
     assert choice.right is True
-    assert apnb.Question("How many?", 3.0).answer == 3 and "3." in apnb.Question("How many?", 3.0).told()
+    assert apnb.Question("How many?", 3.0).answer == 3 and apnb.Question("How many?", 3.0).told == "3."
+
+
+@pytest.mark.parametrize(("answer", "tolerance"), [(12345.678, 1), (0.1234567, 0), (12.345678, 0.5), (1e-7, 0), (123456.5, 1000)])
+def test_the_number_that_is_told_is_judged_right(answer, tolerance):
+    asked = apnb.Question("How many?", answer, tolerance=tolerance, unit="%")
+    asked.given = float(asked.told.removesuffix(" %."))
+    assert asked.right
 
 
 @pytest.mark.parametrize(
@@ -36,6 +43,7 @@ def test_a_number_is_right_within_the_tolerance_and_a_choice_only_if_it_is_the_o
         ({"answer": float("nan")}, "must be a number"),
         ({"answer": True}, "must be a number"),
         ({"answer": 1, "tolerance": -1}, "tolerance"),
+        ({"answer": 1, "tolerance": None}, "tolerance"),
     ],
 )
 def test_a_question_that_cannot_be_answered_is_refused(given, said):
@@ -72,7 +80,9 @@ def test_a_movable_figure_shows_one_of_its_figures_at_each_step_with_its_own_axe
 
 
 def test_a_movable_figure_needs_two_figures_and_a_start_among_them():
-    with pytest.raises(Invalid, match="at least two figures, got 1"):
+    with pytest.raises(Invalid, match="at least two figures with different words, got 1"):
         plots.movable({1: figure(1, "a")}, label="x")
+    with pytest.raises(Invalid, match="different words, got 1, 1"):
+        plots.movable({1: figure(1, "a"), "1": figure(2, "b")}, label="x")
     with pytest.raises(Invalid, match="start is '3', but the slider has 1, 2"):
         plots.movable({1: figure(1, "a"), 2: figure(2, "b")}, label="x", start=3)

@@ -214,7 +214,7 @@ def ramps(sparsity: float, rounds: int, *, title: str | None = None) -> go.Figur
     from apnb.masks import ramp
     from apnb.recipes import check_sparsity
 
-    if not check_sparsity(sparsity) or rounds < 2:
+    if not check_sparsity(sparsity) or not isinstance(rounds, int) or rounds < 2:
         raise Invalid(f"ramps compare schedules of at least 2 rounds above sparsity 0, got {rounds} rounds to {sparsity:g}")
     kinds = (
         ("one cut", (sparsity,), GREY, "square", "5px,4px"),

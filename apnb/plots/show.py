@@ -25,36 +25,38 @@ def movable(figures: Mapping[Any, go.Figure], *, label: str, start: Any = None, 
         title: of all; default: each figure keeps its own, and the slider changes it.
 
     Returns:
-        The first figure's layout with the traces of all of them, those of one word visible; axes that differ between the figures (ranges,
-        types, ticks) change with the slider, as do titles and annotations.
+        The layout of ``start`` with the traces of all figures, those of one word shown. Axes, titles, annotations and shapes change with
+        the slider; legend and margins are those of ``start``, the height is the largest.
 
     Raises:
-        Invalid: fewer than two figures, or a start that is none of the words.
+        Invalid: fewer than two figures, two words that read alike, or a start that is none of them.
     """
     words = [str(word) for word in figures]
-    if len(words) < 2:
-        raise Invalid(f"a movable figure needs at least two figures, got {len(words)}")
+    if len(set(words)) < max(2, len(words)):
+        raise Invalid(f"a movable figure needs at least two figures with different words, got {', '.join(words) or 'none'}")
     start = words[0] if start is None else str(start)
     if start not in words:
         raise Invalid(f"start is {start!r}, but the slider has {', '.join(words)}")
     drawn = list(figures.values())
     moving = sorted({name for figure in drawn for name in figure.layout.to_plotly_json() if name[:5] in ("xaxis", "yaxis")})
-    counts = [len(figure.data) for figure in drawn]
+    visible = [trace.visible if trace.visible is not None else True for figure in drawn for trace in figure.data]
+    owners = [i for i, figure in enumerate(drawn) for _ in figure.data]
     base = drawn[words.index(start)]
     whole = go.Figure(layout=base.layout)
+    whole.add_traces([trace for figure in drawn for trace in figure.data])
     steps = []
     for i, (word, figure) in enumerate(zip(words, drawn, strict=True)):
-        for trace in figure.data:
-            whole.add_trace(trace).data[-1].visible = word == start
         layout = figure.layout.to_plotly_json()
         change = {name: layout.get(name, {}) for name in moving} | {"annotations": layout.get("annotations", [])}
         change |= {"shapes": layout.get("shapes", [])}
         if title is None:
             change["title"] = layout.get("title", {})
-        shown = [at == i for at, n in enumerate(counts) for _ in range(n)]
+        shown = [own if owner == i else False for own, owner in zip(visible, owners, strict=True)]
         steps.append({"label": word, "method": "update", "args": [{"visible": shown}, change]})
+    for trace, shown in zip(whole.data, steps[words.index(start)]["args"][0]["visible"], strict=True):
+        trace.visible = shown
     bottom = base.layout.margin.b or TEMPLATE.layout.margin.b
-    height = base.layout.height or 450
+    height = max(figure.layout.height or 450 for figure in drawn)
     slider = {
         "active": words.index(start), "steps": steps, "currentvalue": {"prefix": f"{label}: ", "font": {"size": 13}},
         "x": 0, "len": 1, "y": 0, "yanchor": "top", "pad": {"t": bottom - 6, "b": 8}, "minorticklen": 0,
@@ -75,25 +77,22 @@ def _browser() -> bool:
     return bool(Chromium.find_browser(skip_local=False))
 
 
-def renderer() -> str:
+def renderer() -> None:
     """How this notebook shows figures: interactive, plus a PNG where a browser can draw one (GitHub shows only the PNG).
 
-    Sets plotly's default renderer, so that a notebook says it once; returns its name. JupyterLab, Notebook 7 and VS Code draw
+    Sets plotly's default renderer, so that a notebook says it once. JupyterLab, Notebook 7 and VS Code draw
     figures by their type; Colab does not and gets its own kind; where neither shows (the old nbclassic), PLOTLY_RENDERER decides.
     """
     import plotly.io as pio
 
     asked = os.environ.get("PLOTLY_RENDERER") or ("colab" if "google.colab" in sys.modules else None)
     pio.renderers.default = asked or "plotly_mimetype"
-    if asked:
-        return asked
-    if _browser():
+    if not asked and _browser():
         import kaleido
 
         kaleido.start_sync_server(silence_warnings=True)  # one browser for all pictures instead of one each
         warnings.filterwarnings("ignore", message="The kopts argument is ignored if using a server")
         pio.renderers.default = "plotly_mimetype+png"
-    return pio.renderers.default
 
 
 def writable(path: str | Path, kinds: tuple[str, ...] = (".html", ".png", ".svg")) -> Path:

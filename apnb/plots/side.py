@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from apnb.errors import Invalid
 from apnb.plots.look import ATTACKS, BLACK, GREY, LOOKS, PIPELINES, titled
-from apnb.plots.sparsity import evaluated, is_dense, only, style
+from apnb.plots.sparsity import evaluated, is_dense, only, point, seeds_of, style
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,11 +70,14 @@ def layer_shares(selections: Mapping[str, Mapping[str, Any]], *, title: str | No
         selections: name -> masks of one network, up to seven of them.
 
     Returns:
-        A marker a layer and selection, share kept in percent, joined by lines; a layer of which nothing is left stands at 0.
+        A marker a layer and selection, share kept in percent, joined by lines; a layer of which nothing is left stands at 0. The grey
+        line is the share that the first selection keeps of all weights.
 
     Raises:
-        Invalid: no selection, or more than seven.
+        Invalid: no selection, more than seven, or a layer without weights.
     """
+    if any(mask.numel() == 0 for masks_ in selections.values() for mask in masks_.values()):
+        raise Invalid("a layer has no weights, so there is no share of it; leave it out")
     if not 1 <= len(selections) <= len(LOOKS):
         raise Invalid(f"got {len(selections)} selections, expected 1 to {len(LOOKS)}; draw the others in a figure of their own")
     figure = go.Figure()
@@ -157,10 +160,11 @@ def highlight(frame: pd.DataFrame, label: str, *, title: str | None = None) -> g
     """One way of pruning among all others: robust accuracy against sparsity, this one in its pipeline's colour, the others grey.
 
     Args:
-        frame: as for `robustness_sparsity`, one seed. label: the word of its column ``label`` to bring out.
+        frame: as for `robustness_sparsity`. label: the word of its column ``label`` to bring out.
 
     Returns:
-        A small figure of two traces; the bars are Wilson's 95 % intervals.
+        A small figure of two traces. Of one seed the bars are Wilson's 95 % intervals; of several, points are medians and bars go from the
+        lowest to the highest.
 
     Raises:
         Invalid: no row with this label, or rows that one axis cannot carry.
@@ -170,14 +174,18 @@ def highlight(frame: pd.DataFrame, label: str, *, title: str | None = None) -> g
     cut = frame[~frame["label"].map(is_dense)]
     if label not in set(cut["label"]):
         raise Invalid(f"no run is labelled {label!r}; the frame has {', '.join(sorted(set(cut['label'])))}")
+    lines = {
+        name: [point(100 * s, at, seeds_of(rows) > 0) for s, at in rows.groupby("sparsity")]
+        for name, rows in cut.groupby("label")
+    }
     grey: dict[str, list] = {"x": [], "y": [], "text": []}
-    for name, rows in cut[cut["label"] != label].groupby("label"):
-        rows = rows.sort_values("sparsity")
-        grey["x"] += [*(f"{100 * s:g} %" for s in rows["sparsity"]), None]  # a gap: all of them are one trace
-        grey["y"] += [*(round(100 * r, 1) for r in rows["robust"]), None]
-        grey["text"] += [*([name] * len(rows)), None]
-    ours = cut[cut["label"] == label].sort_values("sparsity")
-    look = style(ours.iloc[0], set())
+    for name, points in lines.items():
+        if name != label:  # a gap behind each: all of them are one trace
+            grey["x"] += [*(f"{p['x']:g} %" for p in points), None]
+            grey["y"] += [*(round(p["robust"][0], 1) for p in points), None]
+            grey["text"] += [*([name] * len(points)), None]
+    ours, several = cut[cut["label"] == label], seeds_of(cut[cut["label"] == label])
+    look, (y, up, down) = style(ours.iloc[0], set()), zip(*(p["robust"] for p in lines[label]), strict=True)
     figure = go.Figure(
         [
             go.Scatter(
@@ -185,15 +193,13 @@ def highlight(frame: pd.DataFrame, label: str, *, title: str | None = None) -> g
                 hovertemplate="<b>%{text}</b><br>at %{x}: robust %{y:.1f} %<extra></extra>",
             ),
             go.Scatter(
-                x=[f"{100 * s:g} %" for s in ours["sparsity"]], y=[round(100 * r, 1) for r in ours["robust"]], name=label,
+                x=[f"{p['x']:g} %" for p in lines[label]], y=[round(v, 1) for v in y], name=label,
                 mode="lines+markers", line={"color": look["color"], "width": 3, "dash": look["dash"]},
                 marker={"symbol": look["marker"], "size": 9},
                 error_y={"type": "data", "symmetric": False, "thickness": 1.4, "width": 4,
-                         "array": [round(100 * (h - r), 1) for h, r in zip(ours["high"], ours["robust"], strict=True)],
-                         "arrayminus": [round(100 * (r - low), 1) for low, r in zip(ours["low"], ours["robust"], strict=True)]},
-                text=[f"{low:.1%} to {high:.1%}, clean {clean:.1%}"
-                      for low, high, clean in zip(ours["low"], ours["high"], ours["clean"], strict=True)],
-                hovertemplate=f"<b>{label}</b><br>at %{{x}}: robust %{{y:.1f}} %<br>95 %: %{{text}}<extra></extra>",
+                         "array": [round(v, 1) for v in up], "arrayminus": [round(v, 1) for v in down]},
+                text=[p["text"] for p in lines[label]],
+                hovertemplate=f"<b>{label}</b><br>at %{{x}}: robust %{{y:.1f}} %<br>%{{text}}<extra></extra>",
             ),
         ]
     )  # fmt: skip
@@ -201,7 +207,8 @@ def highlight(frame: pd.DataFrame, label: str, *, title: str | None = None) -> g
     titled(
         figure,
         title or f"{label} among the others on {data}",
-        f"at most; {attacks} attacks, eps = {eps:.4g}, n = {int(frame['n'].min())}; bars: 95 % interval",
+        f"at most; {attacks} attacks, eps = {eps:.4g}, n = {int(frame['n'].min())}; "
+        + ("bars: 95 % interval" if not several else f"median of {several} seeds, bars lowest to highest"),
         xaxis={"title": {"text": "sparsity asked for"}, "type": "category", "categoryorder": "array", "categoryarray": asked},
         yaxis={"title": {"text": "robust (%)"}, "range": [-1, 101], "dtick": 25},
         legend={"orientation": "v", "x": 0.02, "y": 0.04, "yanchor": "bottom"},
@@ -273,18 +280,20 @@ def seeds(frame: pd.DataFrame, sparsity: float, *, title: str | None = None) -> 
     """How far seeds spread beside how far ways of pruning lie apart, at one sparsity: each run a marker.
 
     Args:
-        frame: as for `robustness_sparsity`; ways of one criterion, structure and so on, several seeds each. sparsity: one of its own.
+        frame: as for `robustness_sparsity`; labels that differ in pipeline or criterion. sparsity: one of its own.
 
     Returns:
         A column for each label, best median on the left: robust accuracy of each seed, joined by a line, with the median as a dash.
 
     Raises:
-        Invalid: no evaluated run at this sparsity.
+        Invalid: no evaluated run at this sparsity, or two labels of one pipeline and criterion, which would share a column.
     """
     frame = evaluated(frame)
     frame = frame[(frame["sparsity"] - sparsity).abs() < 1e-9]
     if frame.empty:
         raise Invalid(f"there is no evaluated run at a sparsity of {sparsity:g}; choose one that the frame has")
+    if (frame.groupby(["pipeline", "criterion"])["label"].nunique() > 1).any():
+        raise Invalid("two labels of one pipeline and criterion would share a column; draw structures and localities apart")
     eps, attacks, data = (only(frame, column) for column in ("eps", "attacks", "data"))
     order = frame.groupby("label")["robust"].median().sort_values(ascending=False, kind="stable")
     figure, told = go.Figure(), set()

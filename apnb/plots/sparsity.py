@@ -62,7 +62,7 @@ def robustness_sparsity(frame: pd.DataFrame, *, title: str | None = None, publis
     )
     few, many = int(frame["n"].min()), int(frame["n"].max())
     n = f"{few}" if few == many else f"{few} to {many}"
-    bars = "; bars: 95 % interval for the choice of images" if any(not _seeds(rows) for _, rows in lines) else ""
+    bars = "; bars: 95 % interval for the choice of images" if any(not seeds_of(rows) for _, rows in lines) else ""
     said = f"robust: upper bound, found by {ATTACKS.get(attacks, attacks)}<br>eps = {eps:.4g}, n = {n} test images{bars}"
     networks = " and ".join(sorted(frame["network"].astype(str).unique()))
     titled(
@@ -108,7 +108,7 @@ def only(frame: pd.DataFrame, column: str) -> Any:
     return values[0]
 
 
-def _seeds(rows: pd.DataFrame) -> int:
+def seeds_of(rows: pd.DataFrame) -> int:
     """The largest number of seeds at one sparsity of a line, if it is more than one, else 0."""
     groups = rows.groupby([c for c in ("label", "sparsity", "network", "budget", "train_eps") if c in rows])
     runs, seeds = int(groups.size().max()), int(groups["seed"].nunique().max())
@@ -122,7 +122,7 @@ def _seeds(rows: pd.DataFrame) -> int:
 
 def _name(key: tuple, varying: list[str], rows: pd.DataFrame) -> str:
     parts = [str(v) if c != "train_eps" else f"trained at eps {v:.4g}" for c, v in zip(varying, key[1:], strict=True)]
-    seeds = _seeds(rows)
+    seeds = seeds_of(rows)
     return ", ".join([str(key[0]), *parts, *([f"median of {seeds} seeds, bars lowest to highest"] if seeds else [])])
 
 
@@ -139,8 +139,8 @@ def style(row: Mapping, used: set) -> dict[str, str]:
 
 
 def _curve(name: str, rows: pd.DataFrame, style: dict[str, str]) -> list[go.Scatter]:
-    several = _seeds(rows) > 0
-    points = [_point(s * 100, at, several) for s, at in rows.groupby("sparsity", sort=True)]
+    several = seeds_of(rows) > 0
+    points = [point(s * 100, at, several) for s, at in rows.groupby("sparsity", sort=True)]
     colour, marker = style["color"], style["marker"]
     traces = []
     for what, width, size, dash in (("clean", 1.5, 5, CLEAN), ("robust", 2.5, 9, style["dash"])):
@@ -160,7 +160,7 @@ def _curve(name: str, rows: pd.DataFrame, style: dict[str, str]) -> list[go.Scat
     return traces
 
 
-def _point(x: float, rows: pd.DataFrame, several: bool) -> dict[str, Any]:
+def point(x: float, rows: pd.DataFrame, several: bool) -> dict[str, Any]:
     """A marker: for robust and clean (value, up, down) in percent, what hovering says, and the key of its first run."""
     point: dict[str, Any] = {"x": x, "text": _hover(rows), "key": str(rows.iloc[0]["key"])}
     for what in ("robust", "clean"):

@@ -112,7 +112,7 @@ def atlas(named: Mapping[Any, Sequence[str]], possible: Mapping[Any, Sequence[st
     z, text, names = [], [], []
     for p, s, l in down:
         cells = [Cell(p, s, u, l, c) for u, c in across]
-        z.append([None if c not in possible else 2 if named[c] else 1 if possible[c] else 0 for c in cells])
+        z.append([None if c not in possible else 2 if named.get(c) else 1 if possible[c] else 0 for c in cells])
         text.append([str(len(named[c])) if named.get(c) else "?" if possible.get(c) else "" for c in cells])
         names.append([", ".join(possible.get(c, ())) or ("nobody" if c in possible else "not a valid cell") for c in cells])
     figure = go.Figure(
@@ -186,7 +186,7 @@ def published_sparsity(rows: pd.DataFrame) -> go.Figure:
         A figure with accuracy in percent, on one scale for all tables; colour: pipeline.
 
     Raises:
-        Invalid: rows of several tables, or none.
+        Invalid: rows of several tables, or none; no method with a row at both ends.
     """
     from apnb import taxonomy
 
@@ -207,6 +207,10 @@ def published_sparsity(rows: pd.DataFrame) -> go.Figure:
             lost[name] = y[0] - y[-1]
     _end_labels(figure, ends, 1.9)
     board = taxonomy.leaderboard()["robust"]
+    if not lost:
+        raise Invalid(
+            f"no method has a row at both {shares[0]:.0%} and {shares[-1]:.0%}, so nothing is lost or gained; give more rows"
+        )
     worst, best = max(lost, key=lost.get), min(lost, key=lost.get)
     gains = f"gains {-lost[best]:.1f}" if lost[best] < 0 else f"loses {lost[best]:.1f}"
     return titled(

@@ -21,13 +21,10 @@ function make(tag, attributes = {}, ...children) {
   return element;
 }
 
-const spelled = (number) => (Number.isInteger(number) ? String(number) : String(Number(number.toPrecision(4))));
-
 export default {
   render({ model, el }) {
-    const [text, answer, choices, unit] = ["text", "answer", "choices", "unit"].map((name) => model.get(name));
+    const [text, answer, choices, unit, told] = ["text", "answer", "choices", "unit", "told"].map((name) => model.get(name));
     const said = make("p", { class: "said", role: "status" });
-    const told = [(choices.length ? answer : spelled(answer)) + (unit ? ` ${unit}` : "") + ".", model.get("because")].join(" ").trim();
     const judge = (given) => {
       const right = choices.length ? given === answer : Math.abs(given - answer) <= model.get("tolerance") + 1e-12;
       said.textContent = right ? `✓ Yes: ${told}` : "✗ Not this one. Look again, or show the answer.";

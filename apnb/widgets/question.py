@@ -29,7 +29,8 @@ class Question(StaticWidget):
         because: shown with the answer, plain text.
 
     Attributes:
-        given: what the reader chose or typed, None before. right: whether it is the answer, None before.
+        told: the answer with its reason. given: what the reader chose or typed, None before. right: whether it is the answer,
+            None before.
 
     Raises:
         Invalid: an answer that is not among the choices, or that is no finite number; a negative tolerance.
@@ -41,7 +42,7 @@ class Question(StaticWidget):
     choices = t.List(t.Unicode()).tag(sync=True)
     tolerance = t.Float().tag(sync=True)
     unit = t.Unicode().tag(sync=True)
-    because = t.Unicode().tag(sync=True)
+    told = t.Unicode().tag(sync=True)
     given = t.Any(allow_none=True).tag(sync=True)
 
     def __init__(
@@ -52,18 +53,15 @@ class Question(StaticWidget):
             raise Invalid(f"the answer {answer!r} must be one of at least two different choices, got {', '.join(shown)}")
         if not shown and (isinstance(answer, bool) or not isinstance(answer, Real) or not math.isfinite(answer)):
             raise Invalid(f"without choices the answer must be a number, got {answer!r}; give choices=[...] for words")
-        if not 0 <= tolerance < math.inf:
+        if isinstance(tolerance, bool) or not isinstance(tolerance, Real) or not 0 <= tolerance < math.inf:
             raise Invalid(f"the tolerance must be a number of at least 0, got {tolerance!r}")
         if not shown:
             answer = int(answer) if float(answer).is_integer() else float(answer)
+        number = str(answer) if shown or isinstance(answer, int) else _spelled(answer, tolerance)
         super().__init__(
-            text=text,
-            answer=str(answer) if shown else answer,
-            choices=shown,
-            tolerance=float(tolerance),
-            unit=unit,
-            because=because,
-        )
+            text=text, answer=str(answer) if shown else answer, choices=shown, tolerance=float(tolerance), unit=unit,
+            told=f"{number}{' ' + unit if unit else ''}. {because}".strip(),
+        )  # fmt: skip
 
     @property
     def right(self) -> bool | None:
@@ -71,18 +69,20 @@ class Question(StaticWidget):
             return None
         return self.given == self.answer if self.choices else abs(self.given - self.answer) <= self.tolerance + 1e-12
 
-    def told(self) -> str:
-        """The answer with its reason, as the page says it."""
-        number = self.answer if self.choices or isinstance(self.answer, int) else float(f"{self.answer:.4g}")
-        return f"{number}{' ' + self.unit if self.unit else ''}. {self.because}".strip()
-
     def fallback(self) -> str:
         """For places that run no scripts: the question with its answer folded."""
         choices = "".join(f"<li>{html.escape(c)}</li>" for c in self.choices)
         return (
             f"<p><b>Question.</b> {html.escape(self.text)}</p>{f'<ul>{choices}</ul>' if choices else ''}"
-            f"<details><summary>Answer</summary><p>{html.escape(self.told())}</p></details>"
+            f"<details><summary>Answer</summary><p>{html.escape(self.told)}</p></details>"
         )
 
     def __repr__(self) -> str:
         return f"Question: {self.text}" + (f" ({' / '.join(self.choices)})" if self.choices else "")
+
+
+def _spelled(number: float, tolerance: float) -> str:
+    """With as few digits (four at least) as are right within the tolerance."""
+    return next(
+        said for digits in range(4, 18) if abs(float(said := f"{number:.{digits}g}") - number) <= tolerance or digits == 17
+    )

@@ -12,9 +12,9 @@ where a frame would need its height in advance.
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
 import json
-import uuid
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -69,12 +69,10 @@ class StaticWidget(anywidget.AnyWidget):
 
     def to_html(self) -> str:
         """A fragment for any HTML page: no request leaves it."""
-        return _FRAGMENT.format(
-            name=f"w{uuid.uuid4().hex[:12]}",
-            fallback=self.fallback(),
-            state=json.dumps({**self.state(), "static": True}, allow_nan=False).replace("<", "\\u003c"),
-            code=base64.b64encode(str(self._esm).encode()).decode(),
-        )
+        state = json.dumps({**self.state(), "static": True}, allow_nan=False).replace("<", "\\u003c")
+        code = base64.b64encode(str(self._esm).encode()).decode()
+        name = f"w{hashlib.sha256((state + code).encode()).hexdigest()[:12]}"  # the same at every execution
+        return _FRAGMENT.format(name=name, fallback=self.fallback(), state=state, code=code)
 
     @staticmethod
     def table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
