@@ -47,7 +47,8 @@ CARDS: dict[str, Card] = {
             r"\quad \text{every } T \text{ epochs}",
         ),
         "$A$ is the adversarial loss, $W_i$ the weights of a convolution, $Z_i$ a copy of them that is already sparse, $U_i$ "
-        r"the memory of how far the two are apart, and $\Pi$ the projection that zeroes a layer's smallest magnitudes.",
+        r"the memory of how far the two are apart, $\Pi$ the projection that zeroes a layer's smallest magnitudes, "
+        r"$\rho$ the strength of the pull, and $T$ a few epochs.",
         "step 2",
         ("apnb.methods.radmm.target", "apnb.mechanisms.Admm.penalty", "apnb.mechanisms.Admm.between_epochs"),
     ),
@@ -65,7 +66,9 @@ CARDS: dict[str, Card] = {
             r"\qquad r = \frac{\sum_l n_l k_l}{\sum_l n_l}",
         ),
         "$q_l$ is one number for each layer and $k_l$ the share of it that stays; $s$ are scores as in HYDRA. $K$ is the "
-        r"share kept of the whole network, and the price $\gamma_e$ of exceeding it rises from epoch to epoch.",
+        r"share kept of the whole network, $r$ the share kept now, with $n_l$ weights in layer $l$; "
+        r"no layer keeps less than $k_{\min} = \alpha K$. "
+        r"The price $\gamma_e$ of exceeding $K$ rises from epoch to epoch.",
         "the paragraph on HYDRA's scores and the number q, and the display below it",
         tuple(f"apnb.methods.harp.LearnedShares.{name}" for name in ("shares", "excess", "weight", "penalty")),
     ),
@@ -77,7 +80,8 @@ CARDS: dict[str, Card] = {
         ),
         "$D$ compares the softened answers of student ($p$) and robust teacher ($q$) on $m$ clean images, HSIC measures how "
         "much two things depend on each other: hidden outputs $h_l$ should say less about the image $x$ and more about the "
-        "label $y$.",
+        r"label $y$. $T$ is the temperature, $C$ the number of classes, the $\lambda$ are weights, and "
+        r"$R = \tilde K (\tilde K + 10^{-5} m I)^{-1}$ with the centred kernel matrix $\tilde K$ of the batch.",
         "steps 2 and 3",
         ("apnb.methods.pwoa.distillation", "apnb.methods.pwoa.hsic", "apnb.methods.pwoa.bottleneck"),
     ),
@@ -88,7 +92,7 @@ CARDS: dict[str, Card] = {
         ),
         r"$\delta = W - W \odot M$ is what a soft mask $M$, optimised against the attack, takes away. $A$ and $G$ are the "
         "Kronecker factors of the Fisher information, from a layer's inputs $u$ and the gradients $g$ at its outputs, over "
-        "$N$ images and $S$ positions.",
+        "$N$ images and $S$ positions; $o$ counts the outputs and $j$ the inputs of the layer.",
         "step 2",
         ("apnb.methods.mad.of_layer",),
     ),
@@ -106,7 +110,7 @@ CARDS: dict[str, Card] = {
             r"\min_S \mathbb{E} \max_{\|\delta\|_\infty \le \epsilon} \mathrm{CE}(f(x + \delta; W \odot m(S)), y)",
         ),
         r"$W_0$ is the random start and $\sigma = \sqrt{2/\mathrm{fan\_in}}$. $m(S)$ keeps the largest $|S|$ of each layer. "
-        "The scores $S$ are all that ever learns.",
+        r"The scores $S$ are all that ever learns; $\delta$ is the attack, within the radius $\epsilon$.",
         "steps 1 and 2",
         ("apnb.methods.rst.sign_constants_", "apnb.methods.rst.first_scores", "apnb.mechanisms.LearnedScores.effective"),
     ),
@@ -115,6 +119,7 @@ CARDS: dict[str, Card] = {
             r"m = 1[|w| > t]",
             r"\max_{i = 1 \dots 4} \frac{1}{N}\,\bigl|\, m^{(e)} \oplus m^{(e - i)} \,\bigr| \le 0.08",
         ),
+        "$t$ is the magnitude at which the sparsity is reached. "
         "After every epoch $e$ the mask $m^{(e)}$ that a cut would give now is compared with those of the four epochs "
         r"before: $\oplus$ marks the entries, out of $N$, in which two masks differ. When all differences are small, the cut "
         "is made.",
@@ -124,7 +129,7 @@ CARDS: dict[str, Card] = {
     "twinrep": Card(
         (r"\min_{wa=v} \frac{\lambda}{2}(w^2+a^2) = \lambda|v|", r"V = W \odot A"),
         "Each weight $v$ is a product of two factors that both learn. Plain weight decay on the factors costs as much as a "
-        "lasso on their product, so small products go to zero by themselves.",
+        r"lasso on their product, so small products go to zero by themselves. $\lambda$ is the weight decay.",
         "step 1",
         tuple(f"apnb.methods.twinrep.Factors.{name}" for name in ("product", "effective", "between_epochs")),
     ),
@@ -135,7 +140,7 @@ CARDS: dict[str, Card] = {
             r"\qquad q = \lceil \rho_t\, a \rceil",
         ),
         "Of a layer's $a$ connections the $q$ smallest die and as many missing ones are born where the adversarial loss $L$ "
-        "has its largest gradient, at step $t$ of $T$ and every few steps.",
+        r"has its largest gradient, at step $t$ of $T$ and every few steps. The share $\rho_t$ that dies falls from $\rho_0$ to $\rho_T$.",
         "steps 2 and 3",
         ("apnb.methods.flyingbird.FlyingBird.rate", "apnb.methods.flyingbird.FlyingBird._rewire"),
     ),

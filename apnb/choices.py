@@ -229,7 +229,7 @@ def neighbours(choice: Mapping[str, Any]) -> str:
         if all(chosen[name] in map(str, words[name]) or "unspecified" in map(str, words[name]) for name in CELL):
             living.append(m.name)
     if not living:
-        return "An empty cell: nobody has published this combination."
+        return "An empty cell: no surveyed method lives here."
     *others, last = living
     told = f"{', '.join(others)} and {last} live" if others else f"{last} lives"
     return f"{told} in this cell."

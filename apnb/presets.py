@@ -128,6 +128,7 @@ PRESETS: dict[str, Preset] = {
             "largest |score|, and no weight changes. Keep those.",
             "Fine-tune what is left from its pretrained values for {finetune_epochs} ({finetuning}).",
         ),
+        differs=("The paper says that only scores learn; in the code batch norms learn along, and so they do here.",),
         released="further clean passes move the running statistics, and the learning rate is the code's cosine, one epoch late",
     ),
     "harp": Preset(
@@ -159,6 +160,7 @@ PRESETS: dict[str, Preset] = {
         differs=(
             "'Global' is the budget: within a layer the largest |scores| stay, and scores of different layers are never compared.",
             "The size is measured on learned real shares, so the sparsity obtained is near the one asked for, and often higher.",
+            "The paper says that only scores and shares learn; in the code batch norms learn along, and so they do here.",
         ),
         released="every epoch counts once one has met the budget; further clean passes move the running statistics and the cosine is one "
         "epoch late; with channels, the first scores are the code's, which mix channels up",

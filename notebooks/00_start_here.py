@@ -132,7 +132,7 @@ apnb.Question(
     "Which accuracy loses more points between the dense network and the sparsest one?",
     max(lost, key=lost.get),
     choices=["clean", "robust"],
-    because=f"Clean accuracy falls by {lost['clean']:.1%}, robust accuracy by {lost['robust']:.1%}.",
+    because=f"Clean accuracy falls by {100 * lost['clean']:.1f} points, robust accuracy by {100 * lost['robust']:.1f}.",
 )
 
 # %% [markdown]
@@ -177,18 +177,19 @@ apnb.plots.examples(sparsest.evaluation)
 # %% [markdown]
 # ## Now you
 #
-# The lab below runs any cell of the survey's taxonomy, also those that no paper has tried. A question to begin with:
+# The lab below runs any cell of the survey's taxonomy, also those where no surveyed method lives; it has the short budget of the runs above.
+# A question to begin with:
 #
 # > **The sparsest network above was cut in one go. Does it stand more attacks if the same weights go in several cuts?**
-# > Choose *how often: several cuts*, tick 90 % and 99 %, and press Run; then the same with *one cut*. Are the two bars at 99 %
-# > apart, or do they overlap? Try another seed before you believe it.
+# > Choose *schedule: several cuts*, press Run; then the same with *one cut* (which comes from the store). How far apart are
+# > the two points at 98 %, compared with their bars? Try another seed before you believe it.
 #
 # Choices that contradict what is chosen (criterion BCS before training, for example) are greyed out and say why. Choose a *method*, and
 # its cell is chosen with it; change the cell, and the line above the plan says who lives there, or that nobody does. Give the lab
-# a name, `lab = apnb.Lab()`, and `lab.frame()` is the table of what you ran; the tab *Take away* has everything as one file.
+# a name, `lab = apnb.Lab(...)`, and `lab.frame()` is the table of what you ran; the tab *Take away* has everything as one file.
 
 # %%
-apnb.Lab()
+apnb.Lab(budget=budget, attacks="lite", n=128, sparsities=(0.9, 0.98))
 
 # %% [markdown]
 # ## What to read next
@@ -200,7 +201,7 @@ apnb.Lab()
 # - [The taxonomy](03_taxonomy.ipynb), [pipelines](04_pipelines.ipynb), [specifics](05_specifics.ipynb): when and how to prune.
 # - [The methods](06_methods.ipynb): a card of each, with its equation and its code. [The benchmark](07_benchmark.ipynb): what the
 #   published numbers show.
-# - [The lab](08_lab.ipynb): experiments, up to cells that nobody has published. [Your own network](09_your_own_network.ipynb), and
+# - [The lab](08_lab.ipynb): experiments, up to cells where no surveyed method lives. [Your own network](09_your_own_network.ipynb), and
 #   [a GPU](10_gpu_and_beyond.ipynb).
 #
 # Papers to begin with: [Piras et al. (2024)](https://arxiv.org/abs/2409.01249), the survey that this project accompanies;

@@ -61,7 +61,7 @@ apnb.plots.renderer()
 # *Adversarial training* approximates the inner maximum by a few gradient steps in every batch. Robust accuracy is the same
 # formula, read at the end: the share of test images $(x, y)$ on which even the maximum leaves the answer right,
 #
-# $$ \mathrm{RA}(\varepsilon) = \frac{1}{n} \sum_{i=1}^{n} \mathbf{1}\Big[ \arg\max_c f_\theta(x_i + \delta)_c = y_i \;\text{ for all } \|\delta\|_\infty \le \varepsilon \Big] . $$
+# $$ \mathrm{RA}(\varepsilon) = \frac{1}{n} \sum_{i=1}^{n} \mathbf{1}\Big[ \arg\max_c f_\theta(x_i + \delta)_c = y_i \;\text{ for all such } \delta \Big] . $$
 #
 # *For all* is the difficulty. Nobody can try all $\delta$, so one looks for the worst with an attack. An attack that finds
 # something has proved that the image is not robust. An attack that finds nothing has proved nothing.
@@ -138,12 +138,6 @@ def alone(model):
 
 
 stands = {"trained adversarially": alone(trained)}
-apnb.plots.attacks(stands, title="One robust network under six attacks")
-
-# %% [markdown]
-# Read it from left to right. FGSM flatters. The others differ by a few images, and not always by the same ones: this is why the
-# last bar, the images that stand against *every* attack, can be lower than all before it. Each bar is an upper bound of the true
-# robust accuracy, so the lowest is the best one, and one more attack can only push it down.
 
 # %%
 together = torch.stack(list(stands["trained adversarially"].values())).all(0)
@@ -154,8 +148,16 @@ apnb.Question(
     "any of the six?",
     int(together.sum()),
     because=f"Only these stand against every attack; {left[strongest] - int(together.sum())} of those that {strongest} leaves are broken by another. "
-    "The minimum is taken image by image, not over the bars.",
+    "The minimum is taken image by image, not over the points.",
 )
+
+# %%
+apnb.plots.attacks(stands, title="One robust network under six attacks")
+
+# %% [markdown]
+# Read it from left to right. FGSM flatters. The others differ by a few images, and not always by the same ones: this is why the
+# last point, the images that stand against *every* attack, can be lower than all before it. Each point is an upper bound of the true
+# robust accuracy, so the lowest is the best one, and one more attack can only push it down.
 
 # %% [markdown]
 # ## What the attacker does
@@ -189,8 +191,8 @@ apnb.plots.movable({f"{r:g}": attacked(trained, example, r) for r in radii}, lab
 #   exactly 0, whatever the loss.
 #
 # Neither is a defence. Both leave the network as it is and blindfold the attacker. This is called *gradient masking* or
-# *obfuscated gradients* ([Athalye et al. 2018](https://arxiv.org/abs/1802.00420) broke seven of nine published defences
-# that did it, mostly without intent).
+# *obfuscated gradients* ([Athalye et al. 2018](https://arxiv.org/abs/1802.00420) found it in seven of nine published
+# defences, mostly without intent, and broke six of the seven completely).
 
 
 # %%
@@ -210,6 +212,20 @@ class Rounded(Loud):
 
 loud, rounded = Loud(natural), Rounded(natural)
 stands |= {"loud": alone(loud), "rounded": alone(rounded)}
+
+
+# %%
+against_rounded = {k: int(stands["rounded"][k].sum()) for k in ("apgd-ce", "apgd-t", "fab-t", "square")}
+apnb.Question(
+    "Guess before you look: of AutoAttack's four attacks, which one breaks most of the rounded network?",
+    min(against_rounded, key=against_rounded.get),
+    choices=list(against_rounded),
+    because="It leaves "
+    + ", ".join(f"{v} with {k}" for k, v in against_rounded.items())
+    + " of 100. The gradient of a rounded image is zero, and Square never asks for one.",
+)
+
+# %%
 apnb.plots.attacks(stands, title="Two networks without any defence look like heroes, for a while")
 
 # %%
@@ -225,18 +241,7 @@ print(f"On the rounded one it leaves {table['rounded']['PGD-50']}; all six leave
 # weak as it always was. *Loud* falls as soon as the loss does not feel the scale: APGD-T's ratio does not, FAB-T compares
 # logits, and Square looks at nothing but the answers. *Rounded* blinds all attacks with gradients, APGD-T and FAB-T as well;
 # what they still find, their random start found. Square alone gets through, and with its 5000 queries it is still no match for
-# a gradient. So even the last bar flatters this network.
-
-# %%
-against_rounded = {k: int(stands["rounded"][k].sum()) for k in ("apgd-ce", "apgd-t", "fab-t", "square")}
-apnb.Question(
-    "Of AutoAttack's four attacks, which one breaks most of the rounded network?",
-    min(against_rounded, key=against_rounded.get),
-    choices=list(against_rounded),
-    because="It leaves "
-    + ", ".join(f"{v} with {k}" for k, v in against_rounded.items())
-    + " of 100. The gradient of a rounded image is zero, and Square never asks for one.",
-)
+# a gradient. So even the last point flatters this network.
 
 # %% [markdown]
 # ## What gives it away
@@ -245,7 +250,8 @@ apnb.Question(
 # `apnb.evaluate` runs AutoAttack attack by attack, each on what the ones before have left, and then a set of **diagnostics**:
 # the flags of AutoAttack, the *indicators of attack failure* ([Pintor et al. 2022](https://arxiv.org/abs/2106.09947)), and what
 # must hold for any attack that works ([Carlini et al. 2019](https://arxiv.org/abs/1902.06705)): in a very large ball everything
-# breaks, accuracy never rises with the radius, and whoever sees no gradient does not beat who sees it. *doubtful* means that
+# breaks, accuracy never rises with the radius, and whoever sees no gradient (a *black box* attack) does not beat who sees it (*white
+# box*). I1 to I6 are the numbers that the indicators have in their paper. *doubtful* means that
 # attacks are known to fail on networks like this, *failed* that they did here.
 
 # %%
@@ -265,6 +271,9 @@ found = {name: {f.indicator: f.verdict for f in evaluation.diagnostics} for name
 pd.DataFrame(found)
 
 # %% [markdown]
+# (*Rounded* may stand at another number than above: Square draws its squares for a whole batch, so here it drew others. An attack that
+# depends so much on its luck has not finished.)
+#
 # The two honest networks should be *fine* in every row that could be looked at. The natural one is weak, but honestly so:
 # diagnostics ask whether a number can be believed, not whether it is high. The two masked ones give themselves away in
 # different rows. In words, with the advice:
@@ -283,7 +292,7 @@ for name in ("loud", "rounded"):
 #
 # <details><summary>What if an evaluation used PGD only? Would the diagnostics have noticed?</summary>
 #
-# Yes, they do not depend on the attack that was chosen. Try `apnb.evaluate(loud, data, n=100, attacks="pgd").diagnostics`: the
+# Yes, most of them do not depend on the attack that was chosen. Try `apnb.evaluate(loud, data, n=100, attacks="pgd").diagnostics`: the
 # row *logit scale* is the same. What is lost is the row that compares Square with the attacks before it, since Square did not
 # run.
 #
@@ -302,7 +311,7 @@ for name in ("loud", "rounded"):
 class SeenThrough(Loud):
     def forward(self, x):
         grey = (7 * x).round() / 7
-        return self.net(x + (grey - x).detach() if x.requires_grad else grey)
+        return self.net(x + (grey - x).detach() if x.requires_grad else grey)  # forwards grey, backwards as if it were x
 
 
 adaptive = apnb.evaluate(SeenThrough(natural), data, n=100, attacks="lite", distances=True)
@@ -372,7 +381,7 @@ rows = []
 for n in (64, 100, 500, 1000, 10_000):
     low, high = wilson(round(p * n), n)
     rows.append(
-        {"n": n, "standing": round(p * n), "from (%)": 100 * low, "to (%)": 100 * high, "width (points)": 100 * (high - low)}
+        {"n": n, "if so many stood": round(p * n), "from (%)": 100 * low, "to (%)": 100 * high, "width (points)": 100 * (high - low)}
     )
 pd.DataFrame(rows).round(1)
 
@@ -384,7 +393,7 @@ apnb.Question(
     "yes" if first <= high else "no",
     choices=["yes", "no"],
     because=f"[{low:.1%}, {high:.1%}] and [{first:.1%}, {second:.1%}]. Two points in a hundred cannot be told apart with 500 images each; "
-    "on the same images, paired, they sometimes can.",
+    "on the same images, paired, they sometimes can. (Whether intervals overlap is a rough rule; a test of the difference is the exact one.)",
 )
 
 # %% [markdown]
@@ -413,7 +422,7 @@ apnb.Question(
 # - [Madry et al. (2018)](https://arxiv.org/abs/1706.06083): the min-max problem; [Croce and Hein
 #   (2020)](https://arxiv.org/abs/2003.01690): AutoAttack.
 # - [Athalye et al. (2018), *Obfuscated gradients give a false sense of security*](https://arxiv.org/abs/1802.00420): the lie,
-#   nine times.
+#   seven times.
 # - [Carlini et al. (2019), *On evaluating adversarial robustness*](https://arxiv.org/abs/1902.06705): a checklist to keep at
 #   hand.
 # - [Pintor et al. (2022), *Indicators of attack failure*](https://arxiv.org/abs/2106.09947): how failing attacks give

@@ -114,8 +114,10 @@ explain(taxonomy.Structure, "structure")
 explain(taxonomy.Locality, "locality")
 
 # %% [markdown]
+# (One method can do both and counts twice.)
+#
 # **The criterion is the score itself**, $s$. Three of the six end with a magnitude $|w|$ and differ in what is done to the weights
-# before they are compared. Of the others, one scores by importance (in most of its methods the scores are learned), one by gradients
+# before they are compared. Of the others, one scores by importance (in several of its methods the scores are learned), one by gradients
 # under attack, one by sampling.
 
 # %% tags=["answer-criterion"]
@@ -165,8 +167,8 @@ pairs = {f"{a} × {b}": apnb.plots.crossing(a, b) for a, b in combinations(dimen
 apnb.plots.movable(pairs, label="dimensions")
 
 # %% [markdown]
-# Read it as a map of habits. Importance scores are looked for in trained networks; before training most methods rank magnitudes,
-# because an untrained network has little else to offer. And whole classes of structure have hardly been
+# Read it as a map of habits. Importance scores are looked for in trained networks; before training most methods train for a while, rank
+# the magnitudes that they find, and go back to the start: lottery tickets. And whole classes of structure have hardly been
 # visited. One caution: not every empty square is an opportunity. BCS draws its connections *while* the network trains, so there is
 # nothing that *after* × *BCS* could mean.
 
@@ -174,9 +176,10 @@ apnb.plots.movable(pairs, label="dimensions")
 structures, criteria = taxonomy.Structure, taxonomy.Criterion
 empty = [(s, c) for s in structures for c in criteria if not taxonomy.methods(structure=s, criterion=c)]
 apnb.Question(
-    "Move the slider to criterion × structure. How many of its squares are empty?",
-    len(empty),
-    because=f"There are {len(structures) * len(criteria)} squares; {sum(s == 'kernels' for s, _ in empty)} of the empty ones are kernels.",
+    "Move the slider to criterion × structure. Which structure has most of the empty squares?",
+    max(structures, key=lambda u: sum(s == u for s, _ in empty)),
+    choices=list(structures),
+    because=f"{sum(s == 'kernels' for s, _ in empty)} of the {len(empty)} empty squares are kernels, which one method removes.",
 )
 
 # %%
@@ -310,8 +313,9 @@ for scope in taxonomy.Scope:
     print(f"{len(some):2d} {scope.label}, in {len(set(some))} methods")
 
 # %% [markdown]
-# Many are harmless, such as two links to one paper. Those about the five words of a cell are not, because they move a method to
-# another place on the map.
+# Many are harmless, such as two links to one paper. Those about the five words of a cell are not, because they could move a method
+# to another place on the map. (The map keeps the survey's word where a method's own code or paper reads differently; behind the arrow stands the
+# reading that has more for it.)
 
 # %%
 for m, r in readings:
@@ -323,7 +327,8 @@ for m, r in readings:
 # <details><summary><b>Try:</b> choose a method from this list and read its card in the explorer. If the other reading is right, does it move into
 # an empty cell?</summary>
 #
-# Sehwag19 would: with *global* instead of *local* it would live in *after / iterative / weights / global / LWM*, which is white on the map.
+# Sehwag19 would: with *global* instead of *local* it would live in *after / iterative / weights / global / LWM* (and the same with filters),
+# which is white on the map.
 # FlyingBird's released code ranks inside each layer: by that reading a method that does very well in the benchmark would be *local*, and not
 # *global*. A trait that depends on the reading is a weak one to draw conclusions from.
 #
@@ -345,7 +350,7 @@ for m, r in readings:
 #
 # ## Moving into an empty cell
 #
-# Empty means untried, or tried and not published; it does not mean good. But nothing keeps us from looking. Take whole filters,
+# Empty means that none of the 26 surveyed methods lives there: untried, or tried and not published, or published elsewhere. It does not mean good. But nothing keeps us from looking. Take whole filters,
 # found before training, over the whole network, in several rounds, by the gradients of an attack:
 
 # %%

@@ -176,11 +176,11 @@ for run in runs:
     print(f"{run.recipe.label:26s} {run.recipe.sparsity:4.0%}  {run.evaluation}")
 
 # %% [markdown]
-# Blue is *after*, vermilion *before*, green *during*, here and everywhere in these notebooks. Look at the right end, where
+# Blue is *after*, vermilion *before*, green *during*, wherever pipelines are compared. Look at the right end, where
 # little is left. How far apart are the three lines there, compared with their bars?
 
 # %%
-apnb.plots.robustness_sparsity(runs.frame(), title="The same cell and the same epochs, three pipelines")
+apnb.plots.robustness_sparsity(runs.frame(), title="The same specifics and the same epochs, three pipelines")
 
 # %% [markdown]
 # ## What happened inside
@@ -189,8 +189,8 @@ apnb.plots.robustness_sparsity(runs.frame(), title="The same cell and the same e
 #
 # *After*: the dense network is good, the cut destroys it, and a short fine-tuning repairs what it can. *Before*: the search ends,
 # the weights are rewound, and the loss starts again where an untrained network starts; but from there on it is the sparse
-# network that learns, for eight epochs. *During*: many small cuts, and an open marker for each. The network is never dense for
-# long, and it learns while it changes.
+# network that learns, for eight epochs. *During*: one large cut early in the training; then the same number of weights is chosen anew many times (the open markers
+# are some of them). The network is never dense for long, and it learns while it changes.
 
 # %%
 apnb.plots.movable({p: apnb.plots.history(by[p, 0.98]) for p in budgets}, label="pipeline")
@@ -246,21 +246,22 @@ robust = pd.DataFrame(
 orders = [" > ".join(robust[seed].sort_values(ascending=False).index) for seed in robust]
 moved = (robust["seed 0"] - robust["seed 1"]).abs().max()
 print(f"order with seed 0: {orders[0]}\norder with seed 1: {orders[1]}")
-print(f"the same pipeline moves by up to {moved:.1%} from one seed to the other")
+print(f"the same pipeline moves by up to {100 * moved:.1f} points from one seed to the other")
 (100 * robust).round(1).rename_axis("robust accuracy, at most, in %")
 
 # %% [markdown]
 # Two seeds are a first check, not a statistic. A difference between pipelines deserves belief when it is larger than what seeds do
-# to one and the same pipeline, and when its sign stays the same. In the survey's tables every number is one training; notebook
+# to one and the same pipeline, and when its sign stays the same. The survey's tables give one number and no spread over seeds; notebook
 # [07](07_benchmark.ipynb) asks which of its differences survive.
 #
 # ### The pipeline, or the epochs behind the cut?
 #
 # Suppose a difference is real. What made it? Look at the boxes at the top once more. All pipelines have twelve epochs, but the
 # *sparse* network has four of them in *after*, eight in *before*, and nearly all in *during*. "The same budget" fixed the sum
-# and left this open. With a hundred epochs of fine-tuning, as in the papers, it hardly matters; with four it may be everything.
+# and left this open. With a hundred epochs of fine-tuning, as in HYDRA, it should matter less; with four it may be everything.
 #
-# *Try `parts = replace(whole, name="4 + 8 epochs", epochs=4, search_epochs=4, finetune_epochs=8)` and run the notebook again.*
+# *Try, below the line that makes `budgets`: `budgets["after"] = replace(parts, name="4 + 8 epochs", epochs=4, finetune_epochs=8)`, and run the
+# notebook again.*
 #
 # <details><summary>How to judge</summary>
 #
@@ -279,8 +280,8 @@ print(f"the same pipeline moves by up to {moved:.1%} from one seed to the other"
 # <details><summary>Answer</summary>
 #
 # Look at the distance between the lines relative to the bars, which go from the lowest to the highest seed. At moderate
-# sparsity there are weights to spare, every pipeline finds enough of them, and the differences sink into the noise. They can
-# only show where the budget of weights hurts. The other side of the coin: results at very high sparsity, where methods look
+# sparsity there are weights to spare, every pipeline finds enough of them, and the differences often sink into the noise. They
+# show most clearly where the budget of weights hurts. The other side of the coin: results at very high sparsity, where methods look
 # very different, also depend most on seeds, epochs and learning rates.
 #
 # </details>
@@ -326,7 +327,8 @@ at_once = by["after", target]
 apnb.plots.recovery([by["after", 0.9], at_once, stepwise])
 
 # %% [markdown]
-# The fall is as deep as the cut is large in relation to what is left; what comes back depends on the epochs behind it. That is
+# How deep the fall is depends on how much a cut takes of what is left, and on how little was left already; what comes back depends on the
+# epochs behind it. That is
 # the price of going in rounds when the epochs are counted: each cut is gentler, and each recovery is shorter.
 
 # %%
@@ -373,7 +375,7 @@ apnb.Lab(budget=parts, n=128, attacks="lite", pipeline="before", sparsities=(0.9
 # ## What to read next
 #
 # - [Specifics](05_specifics.ipynb): when is settled, now *what* goes, and by which score. [Methods](06_methods.ipynb) has the
-#   surveyed methods one by one, and [The lab](08_lab.ipynb) takes you to cells that nobody has published.
+#   surveyed methods one by one, and [The lab](08_lab.ipynb) takes you to cells where no surveyed method lives.
 # - [Frankle and Carbin (2019)](https://arxiv.org/abs/1803.03635), *The Lottery Ticket Hypothesis*, and for robust tickets
 #   [Li et al. (2020)](https://arxiv.org/abs/2003.05733).
 # - [Chen et al. (2022)](https://arxiv.org/abs/2202.09844), *Sparsity Winning Twice*: one paper with a method of *before* (Robust

@@ -42,7 +42,7 @@ if "google.colab" in str(globals().get("get_ipython")):
 #
 # A pruning method has to put the weights into an order: the first go, the last stay. The survey calls the score behind this order
 # the **criterion** and finds six of them in the literature ([Piras et al. 2024](https://arxiv.org/abs/2409.01249)). This
-# notebook writes down all six, reads them off the same network, looks at which weights they keep and which layers they empty, and
+# notebook writes down all six, reads five of them off the same network, looks at which weights they keep and which layers they empty, and
 # asks at the end what difference that makes under attack. The other specifics stay as they are all the while: single weights
 # (structure), one ranking for the whole network (locality), one cut (schedule).
 
@@ -57,7 +57,8 @@ apnb.plots.renderer()
 #
 # Each criterion gives a score $s$ to every weight $w$, and **a high score is kept**. Under each formula stand the lines of the
 # package that compute it. `weights` are the trained weights; `search` is what was active while the network trained, if the criterion
-# needs that; `mean` is an average over attacked batches.
+# needs that; `mean` is an average over attacked batches, and so is a bar over a formula. $\lambda$ and $\rho$ weigh the penalties, $\Pi$ keeps the
+# largest entries and zeroes the rest, $m(s)$ keeps the weights with the largest $|s|$.
 #
 # ### LWM, lowest weight magnitude
 #
@@ -92,7 +93,7 @@ Markdown(cards.listing("apnb.criteria.RegularisedMagnitude.scores", "apnb.mechan
 # \qquad \text{then } s = |w + u| $$
 #
 # ADMM, a solver for problems with hard constraints, pulls the weights towards a copy $z$ of themselves that is sparse already. The
-# dual $u$ remembers how often a weight has resisted ([Boyd et al. 2011](https://doi.org/10.1561/2200000016); for robust networks
+# dual $u$ adds up how far $w$ has stayed from $z$ ([Boyd et al. 2011](https://doi.org/10.1561/2200000016); for robust networks
 # [Ye et al. 2019](https://arxiv.org/abs/1903.12561)).
 
 # %%
@@ -190,8 +191,7 @@ correlation.round(2)
 #
 # $$ \frac{|a \cap b|}{|a|} . $$
 #
-# Chance gives a yardstick. A mask that keeps a share $d$ of the weights at random keeps that share of anybody's weights, too, so
-# two unrelated masks of density $d$ share $d$ of their kept weights.
+# Chance gives a yardstick. What would two unrelated masks share?
 
 # %%
 shares = (0.5, 0.8, 0.9, 0.95, 0.98)
@@ -200,7 +200,7 @@ apnb.Question(
     100 * (1 - 0.9),
     tolerance=0.5,
     unit="%",
-    because="The second mask keeps every weight with probability 0.1, whatever the first one does.",
+    because="The second mask keeps every weight with probability 0.1, whatever the first one does: masks of density d share d by chance.",
 )
 
 # %% [markdown]
@@ -266,9 +266,9 @@ apnb.plots.movable(
 )
 
 # %%
-kept = pd.DataFrame({name: {n.removesuffix(".weight"): float(m.float().mean()) for n, m in cut[0.9][name].items()} for name in found})
+kept = pd.DataFrame({name: {n.removesuffix(".weight"): float(m.float().mean()) for n, m in cut[0.8][name].items()} for name in found})
 apnb.Question(
-    "HGM at 90 %: of which layer does it keep the smallest share?",
+    "HGM at 80 %: of which layer does it keep the smallest share?",
     kept["HGM"].idxmin(),
     choices=list(kept.index),
     because=f"It keeps {kept['HGM'].min():.1%} of it; LWM keeps {kept.loc[kept['HGM'].idxmin(), 'LWM']:.1%} of the same layer.",
@@ -276,8 +276,8 @@ apnb.Question(
 
 # %% [markdown]
 # The reason is in the formulas. A layer with few weights that are used at many positions of the image collects large gradients, so
-# $|\partial \mathcal{L}/\partial w|$ is large there as a whole: saliency keeps such a layer, HGM removes it, and magnitude knows
-# nothing of it. Whether that is knowledge about robustness, or only about the sizes of layers, is a fair question to put to any
+# $|\partial \mathcal{L}/\partial w|$ is large there as a whole: saliency keeps such a layer, HGM removes it, and magnitude
+# keeps much of it for another reason: its weights are large. Whether that is knowledge about robustness, or only about the sizes of layers, is a fair question to put to any
 # criterion with a global ranking. (Local ranking, `locality="local"`, takes the question away.)
 
 # %% [markdown]
@@ -298,7 +298,7 @@ apnb.plots.movable({c: curve.update_layout(width=760, height=380) for c, curve i
 # %% [markdown]
 # Can you tell them apart? The table takes the figure to pieces. *Between criteria* is the distance from the best to the worst median, once
 # with all five criteria and once without the worst of them; *random* is left out of both. *Between seeds* is the
-# distance from the best to the worst seed of one criterion, averaged over the criteria. All in points of robust accuracy.
+# distance from the best to the worst seed of one criterion, of whichever criterion it is largest. All in points of robust accuracy.
 
 # %%
 five = after[~after["criterion"].eq("random") & (after["sparsity"] > 0)]
@@ -307,7 +307,7 @@ medians, ranges = by.median().unstack(), (by.max() - by.min()).unstack()
 spread = pd.DataFrame({
     "between criteria": medians.max(axis=1) - medians.min(axis=1),
     "without the worst": medians.max(axis=1) - medians.apply(lambda row: row.nsmallest(2).iloc[-1], axis=1),
-    "between seeds": ranges.mean(axis=1),
+    "between seeds": ranges.max(axis=1),
     "worst": medians.idxmin(axis=1).str.upper(),
 })  # fmt: skip
 spread.assign(**{c: (100 * spread[c]).round(1) for c in spread.columns[:3]})
@@ -326,7 +326,8 @@ print(f"At {at['sparsity'].max():.0%}, random scores reach {median['random']:.1%
 # %% [markdown]
 # Read the columns from left to right. Where the second is no larger than the third, the remaining criteria cannot be told
 # apart by these runs: another seed would change their order. This is worth remembering when a table ranks methods by
-# a point or two and reports one training of each.
+# a point or two and reports one training of each. And where HGM stands at guessing, look at its layers: with one ranking for the whole
+# network it empties the first ones, so the first column measures layer collapse rather than knowledge about weights.
 
 # %%
 highest = float(spread.index.max())
@@ -335,7 +336,7 @@ apnb.Question(
     round(100 * float(spread.loc[highest, "between criteria"]), 1),
     tolerance=1.0,
     unit="points",
-    because=f"The worst is {spread.loc[highest, 'worst']}; the seeds of one criterion differ by {100 * spread.loc[highest, 'between seeds']:.1f} on average.",
+    because=f"The worst is {spread.loc[highest, 'worst']}; the seeds of one criterion differ by up to {100 * spread.loc[highest, 'between seeds']:.1f}.",
 )
 
 # %% [markdown]
@@ -373,7 +374,8 @@ print(
 
 # %% [markdown]
 # Each of the two trains its weights around the connections that it has, and as long as there are enough of them very different
-# sets will do. So a mask is no fingerprint of a robust network. When connections become scarce the choice begins to matter:
+# sets will do. So a mask is no fingerprint of a robust network (two networks can hold the same units in another order, too). When connections
+# become scarce, the two ways of training part:
 
 # %%
 scarce = stored[(stored["pipeline"] == "during") & (stored["sparsity"] >= 0.9)]
@@ -407,7 +409,7 @@ apnb.Lab(budget=budget, criterion="hgm", sparsities=(0.9,))
 # %% [markdown]
 # ## What to read next
 #
-# - [The methods](06_methods.ipynb): eleven papers, each a criterion with a pipeline around it.
+# - [The methods](06_methods.ipynb): ten methods, each a criterion with a pipeline around it.
 # - [Pipelines](04_pipelines.ipynb): when to prune, with the criterion held fixed.
 # - [Han et al. (2015)](https://arxiv.org/abs/1506.02626) on magnitude, [Sehwag et al. (2020)](https://arxiv.org/abs/2002.10509) on learned
 #   scores, [Ye et al. (2019)](https://arxiv.org/abs/1903.12561) on ADMM for robust networks,

@@ -38,7 +38,7 @@ if "google.colab" in str(globals().get("get_ipython")):
 # %% [markdown]
 # # The methods: what does each paper really do?
 #
-# **Eleven methods, ten papers. What does each of them really do, and does it show?**
+# **Eleven methods, nine papers. What does each of them really do, and does it show?**
 #
 # The survey compares published networks of ten methods ([Piras et al. 2024](https://arxiv.org/abs/2409.01249)). All of them run in this
 # package, one of them in two forms, each in a file of its own. This notebook has a card for each: where it stands in the taxonomy, its core
@@ -95,7 +95,7 @@ show("radmm")
 # %% [markdown]
 # ### HYDRA
 #
-# HYDRA turns the question round: let the robust loss itself say which weights it needs. Nothing moves but the scores, so what is
+# HYDRA turns the question round: let the robust loss itself say which weights it needs. No weight moves, only the scores (and the batch norms), so what is
 # learned is a choice and not another solution. Why it could help: a small weight that matters under attack can win against a large one
 # that does not, which no magnitude can see.
 
@@ -144,15 +144,15 @@ apnb.Question(
 # %% [markdown]
 # ## Before training
 #
-# Three methods fix the mask first, by something cheap, and put the expensive adversarial training, if there is any, on the sparse
-# network.
+# Three methods fix the mask first. Li20 and Robust Bird find it by something cheap and put the expensive adversarial training on the sparse
+# network; RST spends all its adversarial training on the mask and trains nothing after.
 
 # %% [markdown]
 # ### Li20
 #
 # Li20 carries the lottery ticket over to adversarial training: a cheap search finds the mask, the weights go back to where they were
-# drawn, and only the ticket is trained at full cost. Why it could help: time, above all. Each step of the long training is one of a sparse
-# network that has been found with attacks of a single step.
+# drawn, and only the ticket is trained at full cost. Why it could help: time, above all. The search is done with attacks of a
+# single step, and a good ticket may need fewer epochs of the expensive training.
 
 # %%
 show("li20")
@@ -274,12 +274,14 @@ apnb.Question(
     f"At {at[-1]:.0%}: how many methods have an interval that touches that of the best one?",
     len(touching),
     tolerance=0,
-    because=f"{best['label']} is best with {best['robust']:.1%} [{best['low']:.1%}, {best['high']:.1%}]; {', '.join(touching) or 'nobody'} cannot be told from it.",
+    because=f"{best['label']} is best with {best['robust']:.1%} [{best['low']:.1%}, {best['high']:.1%}]; {', '.join(touching) or 'nobody'} touches it "
+    f"(paired, point by point, even these might differ). But {best['label']} has {best['weights']:.0%} zeros and {top.iloc[1]['label']} "
+    f"{top.iloc[1]['weights']:.0%}: that is no race between equals.",
 )
 
 # %% [markdown]
 # All numbers, with the sparsity that came out. Methods that count in a way of their own (the convolutions only, a learned budget, a size that
-# breathes) end near the sparsity asked for, not on it; compare *zeros* before you compare accuracies.
+# breathes) do not end on the sparsity asked for, some of them far from it; compare *zeros* before you compare accuracies.
 
 # %%
 table = stored[stored["sparsity"].isin([0.9, 0.98])].sort_values(["sparsity", "robust"], ascending=[True, False])
@@ -314,8 +316,9 @@ both[["where", "budget", "n", "weights", "clean", "robust", "low", "high"]].roun
 # <details><summary>Answer</summary>
 #
 # The number of masks there are to choose from. Of $n$ weights there are $\binom{n}{k}$ masks that keep $k$; that number is largest at
-# half of the weights and falls towards both ends. A method that can only choose has most to choose from at 50 %, while
-# one that trains what is left has more and more to train the less it removes.
+# half of the weights and falls towards both ends. A method that can only choose has most to choose from at 50 %. That is not everything:
+# the weights that are kept are not rescaled, so the signal changes with the sparsity as well. Do your two runs differ by more than their
+# intervals, and in which direction?
 #
 # </details>
 

@@ -38,7 +38,7 @@ if "google.colab" in str(globals().get("get_ipython")):
 # %% [markdown]
 # # The lab: what can you find out that no paper has?
 #
-# A survey can only tell what was published. Its taxonomy, though, describes far more ways to prune than anybody has tried, and
+# A survey can only tell what was published. Its taxonomy, though, describes far more ways to prune than its papers have tried, and
 # here every one of them runs. This notebook is a set of guided experiments. The first ones repeat what is known, so that you
 # learn to read the instrument; then they leave the map. Each has a question, what to click, what to look at, the same in Python,
 # and an answer to unfold. Four of them were run while this page was made, with so small a budget that they take seconds; you can
@@ -66,7 +66,7 @@ apnb.plots.renderer()
 
 # %%
 short = apnb.Budget(name="10 epochs", epochs=10, search_epochs=4, finetune_epochs=4, attack_steps=5, updates=20, points=128)
-lab = apnb.Lab(budget=short, n=128, attacks="lite")
+lab = apnb.Lab(budget=short, n=128, attacks="lite", sparsities=(0.9, 0.98))
 lab
 
 # %% [markdown]
@@ -169,7 +169,7 @@ apnb.Question(
     100 * curves[1].accuracy(0.2),
     tolerance=3,
     unit="%",
-    because=f"At 0.15 it was {curves[1].accuracy(0.15):.1%}, and at 0.3 it is {curves[1].accuracy(0.3):.1%}: nothing in the training "
+    because=f"At 0.15 the curve is at {curves[1].accuracy(0.15):.1%} (what the search for small changes finds counts, too), and at 0.3 it is {curves[1].accuracy(0.3):.1%}: nothing in the training "
     "prepared it for more.",
 )
 
@@ -248,7 +248,7 @@ pd.crosstab(table["structure"], table["criterion"]).rename_axis(columns=None)
 
 # %%
 apnb.Question(
-    f"Of the {len(cells)} cells, what share has nobody published? Add up the table, or guess.",
+    f"In what share of the {len(cells)} cells does no surveyed method live? Add up the table, or guess.",
     100 * len(empty) / len(cells),
     tolerance=5,
     unit="%",
@@ -266,7 +266,7 @@ apnb.TaxonomyExplorer(lab=lab, axes=["structure", "criterion"], filters={"pipeli
 
 # %% [markdown]
 # Take **kernels, pruned during training, across the network**. A kernel is one 3 × 3 slice: coarser than a weight, finer than a
-# filter. Nobody in the survey prunes them during training, by any criterion. So we try three of the six: the magnitude (LWM), the
+# filter. Nobody in the survey prunes them during training, by any criterion. So we try three of the five that kernels can have: the magnitude (LWM), the
 # magnitude after a penalty has pushed whole kernels down (RELWM), and the gradient under attack (HGM), which removes the kernels
 # on which the adversarial loss leans most.
 #

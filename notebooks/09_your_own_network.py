@@ -176,7 +176,8 @@ except apnb.Invalid as mistake:
 # %% [markdown]
 # The remedy is one line: the normalisation is the first layer of the network. `apnb.networks.Normalize` does it; so does any
 # layer of your own. Then everybody, attacker and evaluator, speaks of the same pixels. A network that expects normalised images and gets
-# plain ones is *not* refused, since nothing tells it apart from a poor one. Its clean accuracy does: look there first.
+# plain ones is *not* refused: it only looks like a poorer network. Compare its clean accuracy with the one that you know; its robust accuracy
+# is no warning at all.
 
 # %%
 torch.manual_seed(1)
@@ -238,7 +239,7 @@ apnb.plots.movable(figures, label="radius", start="0.15")
 # %%
 radius = next(r for r in torch.arange(0, 0.5, 0.005).tolist() if curves[0].accuracy(r) < 0.5)
 apnb.Question(
-    "At which radius has the plain network lost half of the images? Move the slider, or read the curve.",
+    "At which radius has the plain network lost half of the images that it classified correctly? Move the slider, or read the curve.",
     curves[0].median,
     tolerance=0.02,
     because=f"The median distance of the images that were right at first is {curves[0].median:.3f}; of all images fewer than half stand from "
@@ -295,8 +296,8 @@ published[published["sparsity"] == 0.9].groupby("method")[["clean", "robust"]].a
 #
 # and `apnb checkpoints evaluate KEY` does both from the shell, beside the survey's own row. Neither runs here, so that this notebook needs no
 # network. What can be shown is how such a file is *read*. Every method stores its networks in its own way.
-# [HYDRA](https://arxiv.org/abs/2002.10509) keeps dense weights with a score beside each: the weight counts where the score is among the
-# highest of its layer. The next cell writes such a file for a ResNet-18 with random weights, as a stand-in.
+# [HYDRA](https://arxiv.org/abs/2002.10509) keeps dense weights with a score beside each: the weight counts where the size of its score is among
+# the highest of its layer. The next cell writes such a file for a ResNet-18 with random weights, as a stand-in.
 
 # %%
 big = apnb.networks.build("resnet18", channels=3, classes=10, seed=0)
@@ -315,7 +316,7 @@ key = "HYDRA_Sehwag2020Hydra_R18_CIFAR10_US_95"
 found = apnb.checkpoints.open_checkpoint("stand_in.pth.tar", like=key)
 entry = apnb.checkpoints.find(key)
 print(f"{entry}: the survey's table has clean {entry.clean:g} %, robust {entry.robust:g} %")
-print(f"in the file: {found.sparsity.weights:.2%} of {found.sparsity.total} weights are zero")
+print(f"as read: {found.sparsity.weights:.2%} of {found.sparsity.total} weights are zero")
 print(*found.notes, *found.doubts, sep="\n")
 
 # %% [markdown]
@@ -413,8 +414,8 @@ contribution.write("record.json", record)
 print(contribution.issue_text("entry.json", "record.json"))
 
 # %% [markdown]
-# What is not forbidden but worth knowing is listed at its end: files that are not uploaded yet, fewer images than the survey's, a
-# radius of 8/255 where the survey has 0.031. Whoever reads the numbers decides.
+# What is not forbidden but worth knowing is listed at its end: files that are not uploaded yet, fewer images than the survey's;
+# of another record it might be a radius of 8/255 where the survey has 0.031. Whoever reads the numbers decides.
 #
 # *Try it with your own network: which of the findings does it get, and does the security curve fall where you expected?*
 #

@@ -76,9 +76,7 @@ def test_a_word_without_a_reason_can_be_clicked_and_one_with_a_reason_cannot(mad
 
 
 def test_an_empty_cell_is_called_one():
-    assert (
-        choices.neighbours({"pipeline": "before", "criterion": "hgm"}) == "An empty cell: nobody has published this combination."
-    )
+    assert choices.neighbours({"pipeline": "before", "criterion": "hgm"}) == "An empty cell: no surveyed method lives here."
     assert "HYDRA" in choices.neighbours({"criterion": "lis", "locality": "local"})
 
 

@@ -371,7 +371,8 @@ def first_and_second(table: pd.DataFrame) -> go.Figure:
     return titled(
         figure,
         f"In {int((~table['apart']).sum())} of {len(table)} columns the lead is within its error bar",
-        "black ticks: two standard errors of a difference<br>on 10,000 images; white: the lead is smaller",
+        "black ticks: two standard errors of a difference<br>on 10,000 images; white: the lead is smaller; "
+        "blue: the first prunes after training, green: during",
         xaxis={
             "title": {"text": "lead of the first over the second (points of robust accuracy)"},
             "range": [0, table["gap"].max() + 1.6],
