@@ -41,3 +41,24 @@ def test_a_click_in_the_leaderboard_filters_its_rows(notebook, picture):
     root.locator('[data-dimension="data"][data-word="svhn"]').click()
     expect(rows).to_have_count(svhn)
     expect(made.run("board.rows").locator(".jp-OutputArea-output")).to_have_text(str(svhn))
+
+
+def test_a_question_judges_what_is_typed_and_python_reads_it_and_letters_are_no_commands(notebook):
+    made = notebook(
+        "question.ipynb",
+        "import apnb\n\nasked = apnb.Question('How many?', 515, tolerance=1, because='Counted.')\nasked",
+        "asked.given, asked.right",
+    )
+    root = made.run("apnb.Question(").locator("[role=group]")
+    number = root.get_by_label("number")
+    number.press_sequentially("ddaabb")  # commands of the notebook: delete, insert a cell
+    number.press("Enter")
+    expect(root.get_by_role("status")).to_have_text("Type a number, such as 12.5.")
+    number.fill("12,5")
+    number.press("Enter")
+    expect(root.get_by_role("status")).to_contain_text("Not this one")
+    number.fill("516")
+    root.get_by_role("button", name="Check").click()
+    expect(root.get_by_role("status")).to_have_text("✓ Yes: 515. Counted.")
+    expect(made.run("asked.given").locator(".jp-OutputArea-output")).to_have_text("(516, True)")
+    expect(made.page.locator(".jp-Notebook .jp-CodeCell")).to_have_count(2)
