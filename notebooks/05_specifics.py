@@ -293,7 +293,7 @@ stored = apnb.results.frame("digits/criteria")
 after = stored[stored["pipeline"] == "after"]
 names = ("LWM", "RELWM", "SOLWM", "LIS", "HGM", "RANDOM")
 curves = {c: apnb.plots.highlight(after, f"after/weights/global/{c}", title=f"{c} after training; grey: the others") for c in names}
-apnb.plots.movable({c: curve.update_layout(width=760, height=380) for c, curve in curves.items()}, label="criterion", start="LIS")
+apnb.plots.movable({c: curve.update_layout(width=None, height=380) for c, curve in curves.items()}, label="criterion", start="LIS")
 
 # %% [markdown]
 # Can you tell them apart? The table takes the figure to pieces. *Between criteria* is the distance from the best to the worst median, once

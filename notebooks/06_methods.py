@@ -227,7 +227,7 @@ show("flyingbird+")
 
 # %%
 apnb.plots.movable(
-    {p.name: apnb.plots.highlight(stored, p.name).update_layout(width=940, height=330) for p in cards.PRESETS.values()},
+    {p.name: apnb.plots.highlight(stored, p.name).update_layout(width=None, height=330) for p in cards.PRESETS.values()},
     label="method",
     start="HYDRA",
 )
