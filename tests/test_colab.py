@@ -131,8 +131,14 @@ def run_in_colab(python, *cells, folder):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PLOTLY_RENDERER")}
     client = NotebookClient(notebook, km=manager, timeout=300, resources={"metadata": {"path": str(folder)}})
-    with contextlib.suppress(CellExecutionError):
-        client.execute(env=environment)
+    try:
+        with contextlib.suppress(CellExecutionError):
+            client.execute(env=environment)
+    finally:
+        if client.kc is not None:
+            client.kc.stop_channels()
+        if manager.has_kernel:
+            manager.shutdown_kernel(now=True)  # a manager of one's own is not ended by the client
     return [cell.outputs for cell in notebook.cells]
 
 
