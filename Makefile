@@ -24,7 +24,7 @@ test: $(STAMP)
 check: $(STAMP)
 	$(BIN)/ruff check apnb tests
 	$(BIN)/ruff format --check apnb tests
-	$(BIN)/python -m pytest -m "not slow and not browser"
+	$(BIN)/python -m pytest -m "not slow and not browser" --numprocesses 2
 
 # The series: executed again and checked; as static pages in site/; stamped with the address in pyproject.toml; its stored runs again.
 notebooks: $(STAMP)
