@@ -29,6 +29,8 @@ TRAITS = ("pipeline", "schedule", "locality", "criterion")
 """By what methods can be compared inside a column: all but the structure, which is what a column is about."""
 EPS_TOLERANCE = 0.0005
 """8/255 = 0.0314 and the published 0.031 are taken for the same eps."""
+SAID = {"cifar10": "CIFAR-10", "svhn": "SVHN", "resnet18": "ResNet18", "vgg16": "VGG16"}
+"""Data sets and networks as they are printed."""
 PROTOCOL = "AutoAttack, eps 0.031, 10 000 images"
 ROW = (
     "source", "label", "method", *COLUMN, "pipeline", "criterion", "clean", "robust", "low", "high", "n", "eps", "attacks",

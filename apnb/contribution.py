@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from apnb import __version__, benchmark, taxonomy
-from apnb.errors import Invalid, nearest
+from apnb.errors import Invalid, field_problem, nearest
 from apnb.taxonomy import Method
 
 FORMAT = 1
@@ -168,26 +168,16 @@ def write(path: str | Path, record: Mapping[str, Any]) -> Path:
     Raises:
         Invalid: the file cannot be written.
     """
+    from apnb.store import atomic
+
     path = Path(path)
-    try:
-        path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise Invalid(f"{path} cannot be written ({error.strerror}); give another file") from None
+    atomic(path, lambda beside: beside.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"))
     return path
 
 
 def _content(what: str | Path | Mapping[str, Any]) -> Any:
     """What a JSON file holds; content that is given as such is returned as it is."""
-    if isinstance(what, Mapping):
-        return what
-    try:
-        return json.loads(Path(what).read_text("utf-8"))
-    except OSError as error:
-        raise Invalid(f"{str(what)!r} cannot be read ({error.strerror}); give a JSON file") from None
-    except UnicodeDecodeError:
-        raise Invalid(f"{str(what)!r} is not a text file in UTF-8; give a JSON file") from None
-    except json.JSONDecodeError as error:
-        raise Invalid(f"{str(what)!r} is not JSON: {error.msg} in line {error.lineno}, column {error.colno}") from None
+    return what if isinstance(what, Mapping) else taxonomy.read_json(Path(what), "a taxonomy entry or an evaluation record")
 
 
 # ---------------------------------------------------------------------------------------------------------------------- checking
@@ -377,17 +367,8 @@ def _shape_problems(content: dict[str, Any]) -> list[str]:
     try:
         _record_model().model_validate(content)
     except ValidationError as failure:
-        return [_told(error) for error in failure.errors(include_url=False)]
+        return [field_problem(error) for error in failure.errors(include_url=False)]
     return []
-
-
-def _told(error: Mapping[str, Any]) -> str:
-    where = ".".join(map(str, error["loc"]))
-    if error["type"] == "extra_forbidden":
-        return f"no field {where!r} in an evaluation record; leave it out"
-    if error["type"] == "missing":
-        return f"the field {where!r} is missing"
-    return f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r:.60}"
 
 
 @cache

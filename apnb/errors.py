@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class Invalid(ValueError):
@@ -28,3 +29,14 @@ def choose(given: object, known: Iterable[str], what: str) -> str:
         if name.lower().replace("-", "_") == folded:
             return name
     raise Invalid(f"no {what} {str(given)!r}; did you mean {nearest(str(given), known)}?")
+
+
+def field_problem(error: Mapping[str, Any], known: Iterable[str] = ()) -> str:
+    """One of pydantic's errors about a file that a person wrote, as half a sentence; ``known`` are the fields it may have."""
+    name = ".".join(str(part) for part in error["loc"]) or "the file"
+    if error["type"] == "extra_forbidden":
+        known = list(known)
+        return f"no field {name!r}; " + (f"did you mean {nearest(name, known)}?" if known else "leave it out")
+    if error["type"] == "missing":
+        return f"the field {name!r} is missing"
+    return f"{name}: {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r:.60}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apnb.errors import Invalid, nearest
+from apnb.errors import Invalid, field_problem
 from apnb.recipes import Recipe
 from apnb.store import Store
 
@@ -240,7 +240,7 @@ def read_sweep(path: str | Path) -> dict:
     try:
         file = SweepFile.model_validate(raw)
     except ValidationError as error:
-        raise Invalid(f"{path}: " + "; ".join(_told(e, SweepFile.model_fields) for e in error.errors())) from None
+        raise Invalid(f"{path}: " + "; ".join(field_problem(e, SweepFile.model_fields) for e in error.errors())) from None
     recipes, problems = [], []
     for i, entry in enumerate(file.recipes, 1):
         for sparsity in entry.get("sparsity") if isinstance(entry.get("sparsity"), list) else [entry.get("sparsity", 0.9)]:
@@ -252,13 +252,3 @@ def read_sweep(path: str | Path) -> dict:
     if problems or not recipes:
         raise Invalid(f"{path}: " + ("; ".join(dict.fromkeys(problems)) or "it lists no recipes"))
     return {**{k: getattr(file, k) for k in file.model_fields_set if k != "recipes"}, "recipes": recipes}
-
-
-def _told(error: dict, known: Iterable[str]) -> str:
-    """One of pydantic's errors as half a sentence."""
-    name = ".".join(str(part) for part in error["loc"]) or "the file"
-    if error["type"] == "extra_forbidden":
-        return f"no field {name!r}; did you mean {nearest(name, known)}?"
-    if error["type"] == "missing":
-        return f"the field {name!r} is missing"
-    return f"{name}: {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"

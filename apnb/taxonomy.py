@@ -522,7 +522,7 @@ def check_entry(entry: str | Path | Mapping[str, Any]) -> Method:
     if isinstance(entry, Mapping):
         what = "the taxonomy entry"
     else:
-        what, entry = f"the taxonomy entry {str(entry)!r}", _read_json(Path(entry))
+        what, entry = f"the taxonomy entry {str(entry)!r}", read_json(Path(entry))
         if not isinstance(entry, dict):
             raise Invalid(f"{what} holds a {type(entry).__name__}, but one method is one JSON object with fields such as 'key'")
     entry = dict(entry)
@@ -540,15 +540,20 @@ def check_entry(entry: str | Path | Mapping[str, Any]) -> Method:
     return _build(entry)
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path, what: str = "one taxonomy entry") -> Any:
+    """What a JSON file that a person wrote holds.
+
+    Raises:
+        Invalid: no such file, one that cannot be read, or no JSON: where; ``what`` is said to be expected.
+    """
     try:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise Invalid(f"there is no file {str(path)!r}: give the path of a JSON file with one taxonomy entry") from None
+        raise Invalid(f"there is no file {str(path)!r}: give the path of a JSON file with {what}") from None
     except OSError as error:
-        raise Invalid(f"{str(path)!r} cannot be read ({error.strerror}): give a JSON file with one taxonomy entry") from None
+        raise Invalid(f"{str(path)!r} cannot be read ({error.strerror}): give a JSON file with {what}") from None
     except UnicodeDecodeError:
-        raise Invalid(f"{str(path)!r} is not a text file in UTF-8: give a JSON file with one taxonomy entry") from None
+        raise Invalid(f"{str(path)!r} is not a text file in UTF-8: give a JSON file with {what}") from None
     except json.JSONDecodeError as error:
         raise Invalid(f"{str(path)!r} is not JSON: {error.msg} in line {error.lineno}, column {error.colno}") from None
 

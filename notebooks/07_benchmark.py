@@ -194,7 +194,7 @@ for (group, a, b), some in steps.groupby(["structure_group", "first", "second"])
 
 # %%
 tables = board.groupby(["structure_group", "data", "network"], sort=False)
-said = {**apnb.plots.DATA, **apnb.plots.NETWORKS, "unstructured": "US", "structured": "S"}
+said = {**benchmark.SAID, "unstructured": "US", "structured": "S"}
 figures = {" ".join(said[w] for w in (d, n, g)): apnb.plots.published_sparsity(rows) for (g, d, n), rows in tables}
 apnb.plots.movable(figures, label="table")
 

@@ -157,8 +157,10 @@ def test_an_entry_is_told_from_a_record(tmp_path):
         (tmp_path / "odd.json").write_text(content)
         with pytest.raises(Invalid, match=sentence):
             check(tmp_path / "odd.json")
-    with pytest.raises(Invalid, match="cannot be read"):
+    with pytest.raises(Invalid, match=r"there is no file .*none\.json.* with a taxonomy entry or an evaluation record"):
         check(tmp_path / "none.json")
+    with pytest.raises(Invalid, match="cannot be read"):
+        check(tmp_path)
     with pytest.raises(Invalid, match="needs a record and an entry, and got taxonomy entry"):
         issue_text(ENTRY, ENTRY)
 

@@ -39,7 +39,7 @@ ALLOWED = {
     "verdicts": {"attacks", "copies", "errors", "events"}, "diagnostics": {"attacks", "chance", "copies", "errors"},
     "curves": {"errors", "pickles", "store", "verdicts"}, "pickles": {"errors"}, "weights": {"errors", "pickles"},
     "benchmark": {"errors", "store", "sweeps", "taxonomy", "verdicts"},
-    "cards": {"errors", "presets", "recipes", "taxonomy"}, "contribution": {"benchmark", "errors", "taxonomy", "__version__"},
+    "cards": {"errors", "presets", "recipes", "taxonomy"}, "contribution": {"benchmark", "errors", "store", "taxonomy", "__version__"},
     "costs": {"errors", "masks", "networks"},
     "scores": {"errors", "masks", "pipelines", "recipes", "runner", "store", "training"},
     "results": {"errors", "masks", "paths", "recipes", "store", "sweeps"},

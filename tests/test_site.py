@@ -76,7 +76,7 @@ def built(tmp_path_factory) -> Path:
             text("# Start with $m$\n\nWhich of them **goes**?\n\nMore."),
             text("## A figure\n\nSee [the next](01_next.ipynb#What-is-$x$?) and [it](#A-figure), [elsewhere](https://example.org/)."),
             code("figure", {site.FIGURE: FIGURE, "image/png": PIXEL}),
-            code("secret = 1", {"image/png": PIXEL, "text/plain": "a picture of a digit"}, tags=["hide"]),
+            code("digit", {"image/png": PIXEL, "text/plain": "a picture of a digit"}),
             text("<details><summary>Answer</summary>\n\nIt is *large*: $\\lVert m\\rVert_0$, see [there](./01_next.ipynb).\n\n</details>"),
             text("| a | b |\n|---|---|\n| $\\alpha$ | `$HOME` |\n\n```python\nprint('$x$')\n```"),
         ],
@@ -141,9 +141,9 @@ def test_formulas_are_mathml_in_prose_tables_folds_and_headings_and_code_is_left
     assert not re.search(r"\$|\\[a-z]", "".join(found.article.find_all(string=lambda s: s.parent.name in ("p", "li", "h2"))))
 
 
-def test_cells_for_colab_are_left_out_and_hidden_ones_show_their_output_only(built):
+def test_cells_for_colab_are_left_out_and_pictures_have_words(built):
     page = (built / "00_start.html").read_text()
-    assert "pip install" not in page and "secret" not in page
+    assert "pip install" not in page
     assert soup(built, "00_start.html").select_one(".picture img")["alt"] == "a picture of a digit"
 
 

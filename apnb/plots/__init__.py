@@ -6,4 +6,4 @@ from apnb.plots.security import attacks, common_eps, examples, security_curve, u
 from apnb.plots.show import movable, renderer, save, writable
 from apnb.plots.side import highlight, intervals, layer_shares, overlap, ranks, seeds
 from apnb.plots.sparsity import robustness_sparsity
-from apnb.plots.survey import DATA, NETWORKS, atlas, by_trait, clean_robust, crossing, first_and_second, published_sparsity
+from apnb.plots.survey import atlas, by_trait, clean_robust, crossing, first_and_second, published_sparsity

@@ -67,7 +67,7 @@ LOOKS = (
     (BLUE, "solid", "circle"), (RED, "9px,3px", "square"), (GREEN, "2px,3px", "diamond"), (PINK, "16px,4px", "triangle-up"),
     (ORANGE, "12px,3px,2px,3px", "cross"), (SKY, "5px,2px,2px,2px,2px,2px", "triangle-down"), (BLACK, "24px,6px", "x"),
 )  # fmt: skip
-"""Colour, dash and marker of the networks of a security curve, in order."""
+"""Colour, dash and marker of lines that no word of the grammar tells apart (networks of a security curve, layers), in order."""
 
 
 def levels(eps: float) -> bool:

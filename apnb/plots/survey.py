@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 
+from apnb.benchmark import SAID
 from apnb.errors import Invalid
 from apnb.plots.look import BLACK, GREY, LIGHT, PIPELINES, titled
 
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
 
 COUNTS = ((0.0, "#FFFFFF"), (0.001, "#DCE8F2"), (1.0, "#1B3A57"))
 """White for none, and darker for more."""
-DATA = {"cifar10": "CIFAR-10", "svhn": "SVHN"}
-NETWORKS = {"resnet18": "ResNet18", "vgg16": "VGG16"}
 
 
 def crossing(rows: str, columns: str) -> go.Figure:
@@ -161,7 +160,7 @@ def _look(keys: Sequence[str]) -> dict[str, tuple[str, str, str]]:
 
 
 def _place(row: Mapping, *, sparsity: bool = False) -> str:
-    told = f"{DATA.get(row['data'], row['data'])}, {NETWORKS.get(row['network'], row['network'])}, {row['structure_group']}"
+    told = f"{SAID.get(row['data'], row['data'])}, {SAID.get(row['network'], row['network'])}, {row['structure_group']}"
     return f"{told}, {row['sparsity']:.0%}" if sparsity else told
 
 

@@ -7,7 +7,6 @@ second is made by a program, and only from the first.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import os
 import re
 import tempfile
@@ -15,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from itertools import count, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,13 +80,13 @@ def executed(source: Path, timeout: int = 600) -> Executed:
     import jupytext
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+    from nbconvert.filters.ansi import strip_ansi
 
     notebook = jupytext.read(source)
-    own = (cell for cell in notebook.cells if COLAB not in cell.metadata.get("tags", []))
+    numbers = count()  # names of cells: the same at every execution, and with or without a stamp
     for cell in notebook.cells:
-        cell["id"] = f"{COLAB}-{cell.cell_type}"
-    for i, cell in enumerate(own):
-        cell["id"] = f"cell-{i}"  # the same at every execution, and with or without a stamp
+        stamped = COLAB in cell.metadata.get("tags", [])
+        cell["id"] = f"{COLAB}-{cell.cell_type}" if stamped else f"cell-{next(numbers)}"
     peak = 0
 
     def measure(**_) -> None:
@@ -104,9 +104,11 @@ def executed(source: Path, timeout: int = 600) -> Executed:
         try:
             client.execute(env=environment)
         except CellExecutionError as error:
-            raise Invalid(f"{source.name} fails: {_plain(str(error))}") from None
+            raise Invalid(f"{source.name} fails: {strip_ansi(str(error)).strip()}") from None
         except (CellTimeoutError, DeadKernelError) as error:
-            raise Invalid(f"{source.name} did not end: {_plain(str(error))}; a kernel dies when memory is short") from None
+            raise Invalid(
+                f"{source.name} did not end: {strip_ansi(str(error)).strip()}; a kernel dies when memory is short"
+            ) from None
         seconds = time.monotonic() - began
     notebook.metadata["apnb"] = {"text": digest(source), **_versions()}
     return Executed(source, with_small_pictures(without_widgets(notebook)), seconds, peak)
@@ -126,11 +128,6 @@ def executed_all(texts: Sequence[Path], jobs: int = 2, timeout: int = 600) -> It
         finally:
             for future in futures:
                 future.cancel()
-
-
-def _plain(text: str) -> str:
-    """A kernel's traceback without its colours."""
-    return re.sub(r"\x1b\[[0-9;]*m", "", text).strip()
 
 
 def _peak_of(pid: int) -> int:
@@ -202,7 +199,7 @@ def drifted(source: Path) -> list[int]:
     import jupytext
     import nbformat
 
-    pairs = itertools.zip_longest(jupytext.read(source).cells, nbformat.read(source.with_suffix(".ipynb"), 4).cells)
+    pairs = zip_longest(jupytext.read(source).cells, nbformat.read(source.with_suffix(".ipynb"), 4).cells)
     return [i for i, (a, b) in enumerate(pairs) if not (a and b and (a.cell_type, a.source) == (b.cell_type, b.source))]
 
 

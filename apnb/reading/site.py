@@ -32,8 +32,6 @@ from apnb.reading.series import COLAB, FIGURE, LIVE
 PAGES = Path(__file__).parent / "pages"
 MARKER = ".apnb-site"
 """File by which a folder is known as one of ours, which may be replaced."""
-OUTPUT_ONLY = "hide"
-"""Tags of cells: not shown at all; shown without their code."""
 NEEDS_KERNEL = "needs a running kernel"
 """Words by which an output says that it is nothing without one."""
 RUN = """<p>In a checkout of the project, with Python 3.11 or newer and no GPU, <code>make lab</code> installs what is needed and opens the
@@ -177,7 +175,7 @@ def _code(cell: Any, i: int, made: Page, renderer: Renderer) -> str:
         raise Invalid(
             f"the cell {cell.source[:60]!r} was not executed; run: python -m apnb.reading execute {made.source.stem[:2]}"
         )
-    shown = [] if OUTPUT_ONLY in cell.metadata.get("tags", []) else [coloured(cell.source)]
+    shown = [coloured(cell.source)]
     printed = ""
     for output in [*cell.outputs, None]:
         if output is not None and output.output_type == "stream":
@@ -191,7 +189,7 @@ def _code(cell: Any, i: int, made: Page, renderer: Renderer) -> str:
         if output.output_type == "error":
             raise Invalid(f"the cell {cell.source[:60]!r} ended in {output.ename}; correct it and execute the notebook again")
         shown.append(_output(output.data, made, renderer))
-    return f'<div class="cell">{"".join(shown)}</div>' if shown else ""
+    return f'<div class="cell">{"".join(shown)}</div>'
 
 
 def coloured(code: str) -> str:

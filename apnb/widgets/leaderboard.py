@@ -31,10 +31,7 @@ _SAID = {
     "published": "published",
     "run": "my runs",
     "evaluation": "my networks",
-    "cifar10": "CIFAR-10",
-    "svhn": "SVHN",
-    "resnet18": "ResNet18",
-    "vgg16": "VGG16",
+    **benchmark.SAID,
 }
 
 
