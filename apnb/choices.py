@@ -50,7 +50,7 @@ WORDS: dict[str, dict[str, str]] = {
     "network": {n: n for n in ("cnn", "resnet8", "resnet18", "vgg16")},
     "data": {d: d for d in ("digits", "cifar10", "svhn")},
     "budget": {b: b for b in ("tiny", "quick", "standard", "paper")},
-    "attacks": {"standard": "AutoAttack", "lite": "lite: its first two", "pgd": "PGD: a quick look"},
+    "attacks": {"standard": "AutoAttack", "lite": "lite: first two", "pgd": "PGD: quick look"},
     "distances": {"no": "at eps only", "yes": "and security curves"},
     "device": {d: d for d in ("auto", "cpu", "cuda")},
 }  # fmt: skip

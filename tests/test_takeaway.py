@@ -220,3 +220,12 @@ def test_a_picture_takes_the_pages_colour_for_its_text_and_the_pipelines_for_its
 def test_nothing_of_this_loads_plotly_before_it_is_used():
     probe = "import sys, apnb.widgets.takeaway, apnb.widgets.timeline; assert not {'plotly', 'ipywidgets'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", probe], check=True, timeout=60)
+
+
+def test_a_picture_of_several_runs_names_their_sparsities():
+    def cut(*sparsities: float) -> str:
+        lines = [t.text or "" for t in ET.fromstring(svg(Recipe(pipeline="after", sparsity=0.9), sparsities=sparsities)).iter()]
+        return next(line.split("\u25bc ")[1] for line in lines if "\u25bc" in line)
+
+    assert cut() == "90 % of weights" and cut(0.5) == "50 % of weights" and cut(0.9, 0.5) == "50 and 90 % of weights"
+    assert cut(0.99, 0.5, 0.955) == "50 to 99 % of weights"

@@ -94,7 +94,7 @@ def executed(source: Path, timeout: int = 600) -> Executed:
         peak = max(peak, _peak_of(client.km.provisioner.pid))
 
     with tempfile.TemporaryDirectory() as home:
-        environment = {**os.environ, "APNB_HOME": home, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "APNB_HOME": home, "TMPDIR": home, "OMP_NUM_THREADS": "1"}
         environment.pop("PLOTLY_RENDERER", None)
         client = NotebookClient(
             notebook, timeout=timeout, kernel_name="python3", store_widget_state=False, coalesce_streams=True, on_cell_executed=measure,

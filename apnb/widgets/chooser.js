@@ -77,6 +77,10 @@ export function render({ model, el }) {
   draw();
   settle();
   setTimeout(settle, 800); // on the first page the figure may come later
+  let width = 0;
+  const watch = new ResizeObserver(() => el.offsetWidth !== width && ((width = el.offsetWidth), settle())); // a sidebar opens, say
+  watch.observe(el);
+  return () => watch.disconnect();
 }
 
 function frame(spec, kind, choose, why) {

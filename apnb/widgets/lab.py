@@ -102,7 +102,7 @@ class Lab:
 
         from apnb.widgets.chooser import Chooser, Download
 
-        full = W.Layout(width="100%")
+        full = W.Layout(width="calc(100% - 4px)")  # and its margins
         self.chooser, self.download = Chooser(), Download()
         self.plan, self.note, self.problem, self.now = (W.HTML(layout=full) for _ in range(4))
         self.picture, self.time, self.live, self.errors, self.said = (W.HTML(layout=full) for _ in range(5))
@@ -113,18 +113,20 @@ class Lab:
             description="Drop waiting",
             disabled=True,
             tooltip="drop what waits; the run at work goes on",
-            layout=W.Layout(width="auto"),
         )
         self.start = W.Button(description="Run", button_style="primary", icon="play", tooltip="train, prune and attack, here")
         self.cancel = W.Button(description="Cancel", icon="stop", disabled=True, tooltip="stop; what is finished stays")
         self.clear = W.Button(description="Clear view", tooltip="show only what is run from now on; the store keeps everything")
+        buttons = (self.start, self.cancel, self.drop, self.clear)
+        for button in buttons:
+            button.layout = W.Layout(width="auto", flex="1 0 auto")  # as wide as its word at least
         self.selected = W.Dropdown(description="run", options=[("none yet", "")], layout=W.Layout(width="430px"))
         self.eps = W.FloatSlider(description="eps", min=0.001, max=0.5, step=0.001, value=0.15, readout_format=".3f")
         self.published = W.Checkbox(value=False, description="published points", indent=False, layout=W.Layout(width="160px"))
         self.tabs = {name: W.Button(description=name, layout=W.Layout(width="auto")) for name in TABS}
         self.figure = go.FigureWidget(_nothing(TABS[0]))
-        buttons = [["toImage", "zoom2d", "pan2d", "autoScale2d", "resetScale2d"]]  # and none that leads elsewhere
-        self.figure._config = {**self.figure._config, "responsive": True, "displaylogo": False, "modeBarButtons": buttons}
+        modes = [["toImage", "zoom2d", "pan2d", "autoScale2d", "resetScale2d"]]  # and none that leads elsewhere
+        self.figure._config = {**self.figure._config, "responsive": True, "displaylogo": False, "modeBarButtons": modes}
         self.table = W.HTML(layout=W.Layout(width="100%", display="none"))
         self.code = W.Textarea(layout=W.Layout(width="calc(100% - 8px)", height="170px", display="none"))
         self.pieces = {
@@ -140,7 +142,7 @@ class Lab:
         right = W.VBox(
             [
                 W.HTML("<b>What will happen</b>"), self.note, self.plan, self.picture, self.time,
-                W.HBox([self.start, self.cancel, self.drop, self.clear]), self.problem,
+                W.HBox(buttons, layout=W.Layout(flex_flow="row wrap")), self.problem,
             ],
             layout=W.Layout(flex="1 1 320px", min_width="280px"),
         )  # fmt: skip
@@ -275,7 +277,7 @@ class Lab:
             f'<ol style="margin:0;padding-left:1.4em;line-height:1.4">{steps}</ol>{more}The dense network runs first.'
         )
         self.note.value = f"<i>{html.escape(choices.neighbours(chosen))}</i>"
-        self.picture.value = timeline.svg(recipes[0], pixels)
+        self.picture.value = timeline.svg(recipes[0], pixels, sparsities=[r.sparsity for r in recipes])
         self.problem.value = ""
         own = self.store.root != Store().root
         options = self._options() | {"n": self.n, "store": str(self.store.root) if own else None}

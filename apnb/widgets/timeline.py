@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 
 from apnb.recipes import Recipe
@@ -24,7 +25,7 @@ MARKS = 12
 """Marks that stand for many cuts."""
 
 
-def svg(recipe: Recipe, pixels: int = 64, seconds: float | None = None) -> str:
+def svg(recipe: Recipe, pixels: int = 64, seconds: float | None = None, sparsities: Sequence[float] = ()) -> str:
     """The stages of a recipe as an SVG as wide as its place, legible from 320 pixels on.
 
     Boxes are as wide as their epochs are many (but never too narrow to see), full where the network trains and pale where it
@@ -34,6 +35,7 @@ def svg(recipe: Recipe, pixels: int = 64, seconds: float | None = None) -> str:
     Args:
         recipe: what to draw. pixels: values in an image, which decides what a budget's name means.
         seconds: how long all of it takes, as by `apnb.estimate.estimate`, to be said below.
+        sparsities: of the runs that the picture is for, which differ in nothing else; none: that of ``recipe``.
     """
     from apnb.estimate import duration, stage_lengths
     from apnb.plots import PIPELINES
@@ -58,19 +60,26 @@ def svg(recipe: Recipe, pixels: int = 64, seconds: float | None = None) -> str:
         f'<g><title>attack: the test images, after training</title><rect x="{x + 0.4:.2f}%" y="{TOP}" width="{100 - x - 0.8:.2f}%" '
         f'height="{BAR}" rx="3" fill="none" stroke="currentColor" stroke-dasharray="3 3"/>{_text(x, 100 - x, "attack")}</g>'
     )
-    lines = _legend(recipe, stages, pixels)
+    share = f"{_shares(sparsities or [recipe.sparsity])} of {recipe.units}"
+    lines = _legend(recipe, stages, share, pixels)
     lines += [f"about {duration(seconds)} in all"] if seconds is not None else []
     height = TOP + BAR + 6 + LINE * len(lines)
     below = "".join(
         f'<text x="0" y="{TOP + BAR + 2 + LINE * (i + 1)}" fill="currentColor">{escape(line)}</text>'
         for i, line in enumerate(lines)
     )
-    title = f"Stages of {recipe.label}" + (f" at {recipe.sparsity:.4g}" if recipe.sparsity else "")
+    title = f"Stages of {recipe.label}" + (f", {share} cut" if recipe.sparsity else "")
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="100%" height="{height}" role="img" font-family="Helvetica, Arial, sans-serif" '
         f'font-size="12" style="display:block"><title>{escape(title)}</title><desc>{escape("; ".join(said))}</desc>'
         f"{''.join(boxes)}{''.join(marks)}{below}</svg>"
     )
+
+
+def _shares(sparsities: Sequence[float]) -> str:
+    """ "90 %", "50 and 90 %" or "50 to 99 %"."""
+    first, *more = [f"{100 * s:.4g}" for s in sorted({*sparsities})]
+    return " ".join([first, *(["and" if len(more) == 1 else "to", more[-1]] if more else []), "%"])
 
 
 def _widths(epochs: list[int]) -> list[float]:
@@ -122,12 +131,11 @@ def _cuts(recipe: Recipe, stage: str, epochs: int, pixels: int) -> tuple[float, 
     return tuple(last - (last - first) * i / max(n - 1, 1) for i in reversed(range(n)))
 
 
-def _legend(recipe: Recipe, stages: dict[str, tuple[str | None, int]], pixels: int) -> list[str]:
+def _legend(recipe: Recipe, stages: dict[str, tuple[str | None, int]], share: str, pixels: int) -> list[str]:
     """One line for each kind of stage; the rounds of an iterative schedule together."""
     kinds: dict[str, list[tuple[str | None, int]]] = {}
     for name, length in stages.items():
         kinds.setdefault(name.split(": ")[-1], []).append(length)
-    share = f"{recipe.sparsity * 100:.4g} % of {recipe.units}"
     lines = []
     for kind, lengths in kinds.items():
         epochs, rounds = sum(e for _, e in lengths), f", {len(lengths)} rounds" if len(lengths) > 1 else ""

@@ -171,3 +171,21 @@ def test_each_tab_draws_its_picture(lab, picture):
             expect(lab.root.locator(".apnb-figure .ytick", has_text="conv1")).to_be_attached()
         picture(lab.page, tab)
     assert "Curve:" in lab.root.locator(".js-plotly-plot").get_attribute("aria-label")
+
+
+def test_the_figure_takes_the_width_there_is_and_no_word_of_a_button_is_cut(lab):
+    figure, room = lab.root.locator(".apnb-figure .main-svg").first, lab.root.locator(".apnb-figure")
+
+    def fits() -> bool:
+        return abs(figure.bounding_box()["width"] - room.bounding_box()["width"]) < 2
+
+    lab.until(fits, "a figure as wide as its place")
+    narrow = room.bounding_box()["width"]
+    lab.page.keyboard.press("Escape")
+    lab.page.keyboard.press("Control+b")  # the list of files goes, and no event tells the page of it
+    lab.until(lambda: room.bounding_box()["width"] > narrow + 100, "room")
+    lab.until(fits, "a wider figure")
+    lab.page.keyboard.press("Control+b")
+    lab.until(lambda: room.bounding_box()["width"] < narrow + 2 and fits(), "the figure as it was")
+    for button in lab.root.locator("button.jupyter-button:visible").all():
+        assert button.evaluate("b => b.scrollWidth <= b.clientWidth"), button.inner_text()
