@@ -6,14 +6,15 @@ Attack Failure (Pintor et al. 2022, arXiv 2106.09947: I1, I2, I3, I6), and what 
 arXiv 1902.06705): everything breaks in a large ball, nothing gets better in a larger one, and whoever sees no gradient
 does not beat who sees it.
 
-"doubtful": attacks are known to fail on networks like this. "failed": they did, the robust accuracy is too high. Where one
-count is held against another, a difference is said to be more than chance beyond two standard deviations.
+"doubtful": attacks are known to fail on networks like this, or the number says nothing about robustness. "failed": they did,
+the robust accuracy is too high. Where one count is held against another, a difference is said to be more than chance beyond two
+standard deviations.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
@@ -48,7 +49,8 @@ class Finding:
 
     Attributes:
         indicator: its name. value: a share or a ratio, in [0, 1]; None where it could not be had.
-        verdict: fine, doubtful (attacks are known to fail on such networks), failed (they did here), unknown (not looked at).
+        verdict: fine, doubtful (attacks are known to fail on such networks, or there is nothing to attack), failed (they did here),
+            unknown (not looked at, or open to another reading).
         meaning: what was seen, in a sentence. advice: what to do about it; empty if fine.
     """
 
@@ -67,6 +69,7 @@ class _Case:
     x: Tensor  # (n, C, H, W)
     y: Tensor  # (n,)
     logits: Tensor  # (n, classes)
+    looked_at: Tensor  # (m, 2): label and answer of each image that was looked at on the way to these
     eps: float
     seed: int
 
@@ -91,7 +94,7 @@ def diagnose(
 ) -> tuple[Finding, ...]:
     """Look for signs that an evaluation overrates a network.
 
-    It takes at most 130 forward passes of ``points`` images and 100 backward ones, far fewer where PGD breaks them, and looks at as
+    It takes at most 131 forward passes of ``points`` images and 100 backward ones, far fewer where PGD breaks them, and looks at as
     many images of ``x`` as it needs to find that many that are classified correctly. Nothing is changed: neither network nor random state.
 
     Args:
@@ -154,7 +157,8 @@ def diagnose(
                 )
                 for f in by_gradients
             )
-        return (
+        alike = one_answer(case)
+        findings = (
             softmax_output(case),
             dynamic(case),
             unstable_predictions(case),
@@ -164,6 +168,9 @@ def diagnose(
             noise_against_white_box(case, left),
             transfer_from_parent(case, left, parent),
         )
+    if alike.verdict == "doubtful" and not blind:  # no attack can break it, and that no gradient leads anywhere hides nothing
+        findings = (replace(f, verdict="unknown", advice="see one answer") if f.verdict == "failed" else f for f in findings)
+    return alike, *findings
 
 
 def table(findings: Sequence[Finding]) -> pd.DataFrame:
@@ -174,6 +181,29 @@ def table(findings: Sequence[Finding]) -> pd.DataFrame:
 
 
 # ------------------------------------------------------------------------------------------------------- the network as it is
+
+
+def one_answer(case: _Case) -> Finding:
+    """The same class whatever is shown, as of a network with a layer that lost all its weights: nothing can be broken, nothing is robust.
+
+    Looked at: the images on the way to the points, of two classes at least, and as many random ones from the whole box as there are points.
+    """
+    labels, answers = case.looked_at.unbind(1)
+    random = case.net(case.start(1.0)).argmax(1)
+    classes, counts = answers.unique(return_counts=True)
+    alike = len(classes) == 1 and len(labels.unique()) > 1 and bool((random == classes[0]).all())
+    return _judge(
+        "one answer",
+        int(counts.max()) / len(answers),
+        "doubtful" if alike else "fine",
+        f"the network gives {len(classes)} different answer{'s' * (len(classes) > 1)} to {len(answers)} images"
+        + (
+            f" and the same to {len(random)} random ones: its accuracies are the share of class {int(classes[0])}"
+            if alike
+            else ""
+        ),
+        "there is nothing to attack: look for a layer without weights (Sparsity.collapsed), and check the normalisation of the images",
+    )
 
 
 def softmax_output(case: _Case) -> Finding:
@@ -416,15 +446,17 @@ def _drawn(net: Logits, x: Tensor, y: Tensor, eps: float, seed: int, points: int
     """Up to ``points`` points that are classified correctly, and where they stand in ``x``."""
     kept: list[Tensor] = []
     logits: list[Tensor] = []
+    seen: list[Tensor] = []
     for part in torch.randperm(len(y), generator=generator(seed, "diagnose", "points")).to(x.device).split(points):
         z = net(x[part])
+        seen.append(torch.stack([y[part], z.argmax(1)], 1))
         right = z.argmax(1) == y[part]
         kept.append(part[right])
         logits.append(z[right])
         if sum(map(len, kept)) >= points:
             break
     at = torch.cat(kept)[:points]
-    return _Case(net, x[at], y[at], torch.cat(logits)[:points], eps, seed), at
+    return _Case(net, x[at], y[at], torch.cat(logits)[:points], torch.cat(seen), eps, seed), at
 
 
 def _useless_gradients(case: _Case) -> tuple[Tensor, Tensor] | str:

@@ -239,8 +239,8 @@ print(f"On the rounded one it leaves {table['rounded']['PGD-50']}; all six leave
 # %% [markdown]
 # This is the lie. With FGSM or PGD alone the loud network looks more robust than the adversarially trained one, and it is as
 # weak as it always was. *Loud* falls as soon as the loss does not feel the scale: APGD-T's ratio does not, FAB-T compares
-# logits, and Square looks at nothing but the answers. *Rounded* blinds all attacks with gradients, APGD-T and FAB-T as well;
-# what they still find, their random start found. Square alone gets through, and with its 5000 queries it is still no match for
+# logits, and Square only asks whether the margin between two logits fell, on whatever scale. *Rounded* blinds all attacks with
+# gradients, APGD-T and FAB-T as well; what they still find, their random start found. Square alone gets through, and with its 5000 queries it is still no match for
 # a gradient. So even the last point flatters this network.
 
 # %% [markdown]
@@ -251,8 +251,10 @@ print(f"On the rounded one it leaves {table['rounded']['PGD-50']}; all six leave
 # the flags of AutoAttack, the *indicators of attack failure* ([Pintor et al. 2022](https://arxiv.org/abs/2106.09947)), and what
 # must hold for any attack that works ([Carlini et al. 2019](https://arxiv.org/abs/1902.06705)): in a very large ball everything
 # breaks, accuracy never rises with the radius, and whoever sees no gradient (a *black box* attack) does not beat who sees it (*white
-# box*). I1 to I6 are the numbers that the indicators have in their paper. *doubtful* means that
-# attacks are known to fail on networks like this, *failed* that they did here.
+# box*). First of all comes a question that matters after pruning: does the network give one answer to everything, as it does when a layer
+# has lost all its weights? Then nothing can be broken, and no attack is to blame. I1 to I6 are the numbers that the indicators have in
+# their paper. *doubtful* means that attacks are known to fail on networks like this, or that there is nothing to attack; *failed* that
+# they did fail here.
 
 # %%
 judged = {
@@ -352,9 +354,10 @@ apnb.plots.security_curve(curves)
 # At radius 0 stands clean accuracy. The natural network loses almost everything before the marked radius; the adversarially
 # trained one holds out far longer, and falls to zero as well: it must, for at some radius the image is not the digit any more.
 # Look at *rounded*: hardly anything happens, then a cliff at the marked radius, then a plateau. That says nothing about the
-# network. Whoever looked for the nearest image was blind, and the cliff is Square, which looks at one radius only. A cliff at
-# the radius of the attack, or a curve that never reaches zero, says that an attack failed. With its gradient mended the same
-# network falls about as early as the natural one, in steps, since it sees only eight levels of grey.
+# network. Whoever looked for the nearest image was blind, and the cliff is Square, which looks at one radius only. A high cliff at
+# the radius of the attack says that the search for near images failed; so does a curve that never reaches zero, unless the network
+# gives one answer to everything. With its gradient mended the same network falls about as early as the natural one, in steps, since
+# it sees only eight levels of grey.
 
 # %%
 half = {c.name: float(c.value.median()) for c in curves}

@@ -38,9 +38,9 @@ if "google.colab" in str(globals().get("get_ipython")):
 # %% [markdown]
 # # Pruning: which weights go, and what is saved
 #
-# A network has far more weights than it needs: nine of ten can often be set to zero, and after some more training it classifies
-# as before ([LeCun et al. 1990](https://proceedings.neurips.cc/paper/1989/hash/6c9882bbac1c7093bd25041881277658-Abstract.html),
-# [Han et al. 2015](https://arxiv.org/abs/1506.02626)). **Which weights are they, and what does one really save?**
+# A network has far more weights than it needs. That it classifies as before without some of them is an old observation
+# ([LeCun et al. 1990](https://proceedings.neurips.cc/paper/1989/hash/6c9882bbac1c7093bd25041881277658-Abstract.html)); with some more
+# training after the cut it can be nine of ten ([Han et al. 2015](https://arxiv.org/abs/1506.02626)). **Which weights are they, and what does one really save?**
 #
 # The first half of the question is about masks. The second has an answer that surprises most people who prune for the first
 # time: as it stands, the pruned network is exactly as large and as slow as before. This notebook computes what could be saved,

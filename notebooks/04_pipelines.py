@@ -133,7 +133,8 @@ book.astype(int).rename_axis("epochs")
 #
 # - **How long is the search?** Four epochs are a choice. Longer searches find better masks and leave less time to use them.
 # - **How strong are the attacks?** Every epoch here has five gradient steps for each image. A search with one step (as in Li20)
-#   costs a third of that (one step and one update instead of five and one), and could be three times as long for the same work.
+#   costs about two fifths of that (an update is as dear as one and a half attack steps), and could be some two and a half times as
+#   long for the same work.
 # - **Who shares?** The dense training of *after* does not know the sparsity to come. At several sparsities it is done once.
 # - **What is an epoch worth?** Hardware that uses sparsity makes an epoch of a sparse network cheaper, and *before* has more
 #   sparse epochs than *after*. On ordinary hardware a zero costs as much as any number.

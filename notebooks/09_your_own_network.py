@@ -295,9 +295,9 @@ published[published["sparsity"] == 0.9].groupby("method")[["clean", "robust"]].a
 # ```
 #
 # and `apnb checkpoints evaluate KEY` does both from the shell, beside the survey's own row. Neither runs here, so that this notebook needs no
-# network. What can be shown is how such a file is *read*. Every method stores its networks in its own way.
-# [HYDRA](https://arxiv.org/abs/2002.10509) keeps dense weights with a score beside each: the weight counts where the size of its score is among
-# the highest of its layer. The next cell writes such a file for a ResNet-18 with random weights, as a stand-in.
+# network. What can be shown is how a file is *read*. Every method's own code stores its networks in its own way, and a published copy may
+# be plain. [HYDRA](https://arxiv.org/abs/2002.10509)'s code keeps dense weights with a score beside each: the weight counts where the size of its
+# score is among the highest of its layer. The next cell writes such a file for a ResNet-18 with random weights, as a stand-in.
 
 # %%
 big = apnb.networks.build("resnet18", channels=3, classes=10, seed=0)

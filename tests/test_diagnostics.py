@@ -25,6 +25,7 @@ from apnb.training import fit, one_cycle
 DIGITS = datasets.load("digits")
 EPS = 0.15
 INDICATORS = (
+    "one answer",
     "softmax output",
     "dynamic",
     "unstable predictions (I2)",
@@ -117,6 +118,41 @@ def test_huge_but_harmless_logits_do_not_make_a_network_look_unbreakable(robust)
     assert [i for i, f in found.items() if f.verdict in ("doubtful", "failed")] == ["logit scale"]
 
 
+def emptied(net: nn.Sequential) -> nn.Sequential:
+    """A copy with a layer that lost all its weights, as pruning leaves it."""
+    net = copy.deepcopy(net)
+    net[3].weight.zero_()
+    return net
+
+
+def biased(net, x):
+    """Sees its input, and still gives one answer to everything in the box."""
+    return net(x) + 1e3 * nn.functional.one_hot(torch.tensor(3), 10)
+
+
+@pytest.mark.parametrize(
+    "how", [emptied, lambda net: spoiled(net, biased)], ids=["a layer without weights", "one class far above"]
+)
+def test_a_network_with_one_answer_is_called_that_and_not_masked(robust, how):
+    net, x, y = robust
+    found = by_name(diagnose(how(net), x, y, eps=EPS, broken_by=[""] * len(y)))
+    assert found["one answer"].verdict == "doubtful" and found["one answer"].value == 1
+    assert "Sparsity.collapsed" in found["one answer"].advice
+    assert {f.verdict for f in found.values()} <= {"fine", "doubtful", "unknown"}
+    assert found["unconstrained failure (I6)"].verdict == found["accuracy at eps 0.5"].verdict == "unknown"
+
+
+def test_images_of_one_class_or_a_network_that_answers_noise_otherwise_are_not_taken_for_one_answer(robust):
+    net, x, y = robust
+    with torch.no_grad():
+        right = net(x).argmax(1) == y
+    one = right & (y == 3)
+    assert by_name(diagnose(net, x[one], y[one], eps=EPS))["one answer"].verdict == "fine"
+    stubborn = spoiled(net, lambda f, x: f(x) + 1e3 * nn.functional.one_hot(torch.where(x[:, 0, 0, 0] > 0, 5, 3), 10))
+    found = by_name(diagnose(stubborn, x, y, eps=EPS))["one answer"]
+    assert (found.value, found.verdict) == (1, "fine")
+
+
 # ------------------------------------------------------------------------------------------------------------ broken networks
 
 
@@ -185,7 +221,7 @@ BROKEN = {
     "noise on activations": (noisy_activations, {"unstable predictions (I2)": "doubtful"}),
     "divided by 255 twice": (
         lambda net, x: net(x / 255),
-        {"unconstrained failure (I6)": "failed", "accuracy at eps 0.5": "failed"},
+        {"one answer": "doubtful", "unconstrained failure (I6)": "unknown", "accuracy at eps 0.5": "unknown"},
     ),
     "multiplied by 255 and saturated": (
         lambda net, x: net((x * 255).clamp(0, 1)),
@@ -492,7 +528,7 @@ def test_it_costs_at_most_a_hundred_and_thirty_forward_passes_and_a_hundred_back
         return BROKEN[name][0](f, images)
 
     diagnose(spoiled(net, watched), x, y, eps=EPS, parent=net, points=20)
-    assert 0 < cost["forward"] <= 130 * len(y)
+    assert 0 < cost["forward"] <= 131 * len(y)
     assert 0 < cost["backward"] <= 100 * len(y)
 
 
@@ -505,7 +541,7 @@ def test_only_points_that_are_classified_correctly_are_looked_at(robust):
         right = net(x).argmax(1) == y
     x, y = x[right], y[right]
     relabelled = torch.where(torch.arange(len(y)) < 7, y, (y + 1) % 10)
-    assert "on each of 7 points" in diagnose(net, x, relabelled, eps=EPS)[0].meaning
+    assert "on each of 7 points" in by_name(diagnose(net, x, relabelled, eps=EPS))["softmax output"].meaning
     (only,) = diagnose(net, x[7:], relabelled[7:], eps=EPS)
     assert (only.indicator, only.verdict) == ("points", "unknown")
 
@@ -513,7 +549,7 @@ def test_only_points_that_are_classified_correctly_are_looked_at(robust):
 @pytest.mark.parametrize("points", [1, 5, 64])
 def test_no_more_points_are_drawn_than_asked_for(robust, points):
     net, x, y = robust
-    assert f"on each of {points} points" in diagnose(net, x, y, eps=EPS, points=points)[0].meaning
+    assert f"on each of {points} points" in by_name(diagnose(net, x, y, eps=EPS, points=points))["softmax output"].meaning
 
 
 @pytest.mark.parametrize(("channels", "classes"), [(1, 2), (3, 2), (3, 10)])

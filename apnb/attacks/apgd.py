@@ -131,7 +131,9 @@ def _run(
 
     loss, grad, wrong = look(start, y, target)
     if warn and loss_of is dlr and (flat := int((grad.flatten(1) == 0).all(1).sum())):
-        warn(f"APGD-T starts with a gradient of exactly zero on {flat} of {len(x)} points: gradients may be masked")
+        warn(
+            f"APGD-T starts with a gradient of exactly zero on {flat} of {len(x)} points: masked, or nothing depends on the input"
+        )
     p = _Points(
         row=torch.arange(len(x), device=x.device), y=y, target=target, low=(x - eps).clamp(min=0), high=(x + eps).clamp(max=1),
         x=start, before=start, grad=grad, best=start, best_grad=grad, best_loss=loss, loss=torch.zeros_like(loss),
