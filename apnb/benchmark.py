@@ -78,6 +78,18 @@ def _given(rows: pd.DataFrame | None, *needed: str) -> pd.DataFrame:
     return rows
 
 
+def _single(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows, if every method stands in a column once: changes are between numbers of one network each."""
+    twice = rows[rows.duplicated([*COLUMN, "method"])]
+    if len(twice):
+        row = twice.iloc[0]
+        raise Invalid(
+            f"{row['method']!r} stands twice in one column ({', '.join(str(row[c]) for c in COLUMN)}), as two seeds do; "
+            "leave one row of each, or give their mean"
+        )
+    return rows
+
+
 def pareto(rows: pd.DataFrame | None = None) -> pd.DataFrame:
     """The rows on the clean-robust front of their column: no other row of it is at least as good in both and better in one.
 
@@ -128,11 +140,11 @@ def moves(rows: pd.DataFrame | None = None) -> pd.DataFrame:
         change (places gained from the first to the second; positive is better).
 
     Raises:
-        Invalid: a column is missing.
+        Invalid: a column is missing, or a method stands twice in one.
     """
     import pandas as pd
 
-    rows = _given(rows, "method", "robust")
+    rows = _single(_given(rows, "method", "robust"))
     found = []
     for between in ("network", "data"):
         fixed = [c for c in COLUMN if c != between]
@@ -157,7 +169,7 @@ def agreement(rows: pd.DataFrame | None = None) -> pd.DataFrame:
         (NaN for fewer than three methods or where all are equal).
 
     Raises:
-        Invalid: a column is missing.
+        Invalid: a column is missing, or a method stands twice in one.
     """
     import pandas as pd
 
@@ -303,13 +315,13 @@ def changes(between: str, rows: pd.DataFrame | None = None) -> pd.DataFrame:
         method, from_clean, from_robust (of the first, in per cent), clean, robust (second minus first, in points).
 
     Raises:
-        Invalid: something else between, or a column is missing.
+        Invalid: something else between, or a column is missing, or a method stands twice in one.
     """
     import pandas as pd
 
     if between not in COLUMN:
         raise Invalid(f"no column {between!r} to change; choose {', '.join(COLUMN)}")
-    rows = _given(rows, "method", "clean", "robust")
+    rows = _single(_given(rows, "method", "clean", "robust"))
     found = []
     for _, group in rows.groupby([*(c for c in COLUMN if c != between), "method"]):
         for a, b in combinations(group.sort_values(between).to_dict("records"), 2):
@@ -325,7 +337,7 @@ def steps(rows: pd.DataFrame | None = None) -> pd.DataFrame:
     """`changes` in sparsity between neighbours: no other sparsity of the same tables lies between the two.
 
     Raises:
-        Invalid: a column is missing.
+        Invalid: a column is missing, or a method stands twice in one.
     """
     rows = _given(rows, "method", "clean", "robust")
     known = {group: sorted(some["sparsity"].unique()) for group, some in rows.groupby("structure_group")}
@@ -341,7 +353,7 @@ def falls(rows: pd.DataFrame | None = None) -> pd.DataFrame:
         As `changes`; a loss is negative. Only methods that have both ends.
 
     Raises:
-        Invalid: a column is missing.
+        Invalid: a column is missing, or a method stands twice in one.
     """
     rows = _given(rows, "method", "clean", "robust")
     ends = {(group, some.min(), some.max()) for group, some in rows.groupby("structure_group")["sparsity"]}

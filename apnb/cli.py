@@ -114,7 +114,10 @@ def run(
     recipe = Recipe(**{"pipeline": "after", **chosen}) if method is None else surveyed(method, **chosen)
     if plan:
         from apnb import datasets
+        from apnb.evaluation import check_points
 
+        if data not in ("cifar10", "svhn"):  # which a plan does not download
+            check_points(n, datasets.load(data, eps=eps))
         print(recipe.plan(datasets.pixels(data), points=n))
         return 0
     from apnb.runs import run as carry_out

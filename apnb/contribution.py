@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from apnb import __version__, benchmark, taxonomy
-from apnb.errors import Invalid, field_problem, nearest
+from apnb.errors import Invalid, choose, field_problem, nearest
 from apnb.taxonomy import Method
 
 FORMAT = 1
@@ -34,6 +34,8 @@ POINTS = benchmark.IMAGES
 EPS = (benchmark.EPS, 8 / 255)
 """The radius as the survey writes it for AutoAttack, and exactly."""
 HOFMN_POINTS = 128
+MOST = 100
+"""Networks that a record may have; and sentences that are said of a file, which somebody else may have written."""
 
 
 # ------------------------------------------------------------------------------------------------------------------------- keys
@@ -50,7 +52,7 @@ def model_key(survey_key: str, network: str, data: str, structure: str, sparsity
     Raises:
         Invalid: the grammar has no word for it.
     """
-    group = "US" if taxonomy.Structure(structure) is taxonomy.Structure.weights else "S"
+    group = "US" if choose(structure, taxonomy.Structure, "structure") == taxonomy.Structure.weights else "S"
     architecture, name = ARCHITECTURES.get(network, str(network)), DATA.get(data, str(data))
     key = f"{survey_key}_{architecture}_{name}_{group}_{100 * sparsity:g}"
     problems = _key_problems(key)
@@ -142,7 +144,7 @@ def _measured(key: str, given: Any, searched: Any) -> dict[str, Any]:
     """Accuracies of a model in per cent, and how they were made."""
     row = given.summary() if hasattr(given, "summary") else dict(given) if isinstance(given, Mapping) else {}
     needed = ("clean", "robust", "n", "eps", "attacks")
-    if missing := [name for name in needed if row.get(name) is None]:
+    if missing := [name for name in needed if row.get(name) is None or row[name] != row[name]]:  # NaN: not evaluated
         raise Invalid(
             f"the evaluation of {key!r} is of type {type(given).__name__}, without {missing[0]}; give what apnb.evaluate returned"
         )
@@ -223,7 +225,7 @@ def check(what: str | Path | Mapping[str, Any], entry: str | Path | Mapping[str,
     try:
         method = taxonomy.check_entry(content)
     except Invalid as error:
-        return Checked("taxonomy entry", "", (str(error),))
+        return Checked("taxonomy entry", "", _sentences([str(error)]))
     return Checked("taxonomy entry", f"for {method.name} ({method.pipeline}, {method.criterion})", entry=method)
 
 
@@ -241,7 +243,7 @@ def _check_record(content: dict[str, Any], entry: Any) -> Checked:
         )
         method = told.entry
     if shape:
-        return Checked("evaluation record", "", (*problems, *shape), tuple(warnings))
+        return Checked("evaluation record", "", _sentences([*problems, *shape]), _sentences(warnings))
     models = content["models"]
     problems += [p for m in models for p in _key_problems(m["key"])]
     problems += _together(models, method)
@@ -259,7 +261,13 @@ def _check_record(content: dict[str, Any], entry: Any) -> Checked:
     listed = {m.survey_key for m in taxonomy.methods()}
     warnings += [f"{key} is a method that the survey lists already" for key in keys if key in listed]
     about = f"of {len(models)} networks of {_listed(keys or ['nobody'])}"
-    return Checked("evaluation record", about, tuple(dict.fromkeys(problems)), tuple(dict.fromkeys(warnings)), method)
+    return Checked("evaluation record", about, _sentences(problems), _sentences(warnings), method)
+
+
+def _sentences(found: list[str]) -> tuple[str, ...]:
+    """Each once, not too many, and without characters that a terminal obeys."""
+    plain = [re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda c: repr(c[0])[1:-1], sentence) for sentence in dict.fromkeys(found)]
+    return (*plain[:MOST], f"and {len(plain) - MOST} more") if len(plain) > MOST else tuple(plain)
 
 
 def _together(models: list[dict], method: Method | None) -> list[str]:
@@ -412,7 +420,7 @@ def _record_model() -> Any:
         entry: dict[str, Any] | None = None
         architecture: str = ""
         normalization: str = ""
-        models: list[Model] = Field(min_length=1)
+        models: list[Model] = Field(min_length=1, max_length=MOST)
 
     return RecordFile
 

@@ -69,7 +69,7 @@ class Costs:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of all convolutions and linear layers for one image; nothing else is counted."""
+        """Multiply-accumulates of all layers (`Conv2d` and `Linear`) for one image; nothing else is counted."""
         return sum(c.macs for c in self.layers)
 
     @property
@@ -117,7 +117,7 @@ def count(net: nn.Module, sample: Tensor, masks: Mapping[str, Tensor] | None = N
         `Costs`, exact whole numbers; some two seconds for ResNet-18 on one core.
 
     Raises:
-        Invalid: a network without layers to prune, or a mask of another name or shape.
+        Invalid: a network without layers to prune or that `reads` cannot trace, or a mask of another name or shape.
     """
     found = layers(net, sample)
     kept = _kept(net, found, masks)
@@ -157,7 +157,8 @@ def reads(net: nn.Module, sample: Tensor, found: Sequence[Layer] | None = None) 
 
     The network's copy is run in evaluation mode with the outputs of all layers fixed to what they are on the first image. Maps are
     then filled with NaN by a code in which each has a number in the binary system, so that 512 maps take 18 passes; where a reader
-    mixes several maps, which the code cannot tell, the maps of that layer are marked one by one.
+    mixes several maps, which the code cannot tell, the maps of that layer are marked one by one. Whether NaN arrives wherever a
+    number does is tried with two more passes.
 
     Args:
         found: the network's layers, if known.
@@ -168,7 +169,7 @@ def reads(net: nn.Module, sample: Tensor, found: Sequence[Layer] | None = None) 
         convolution or a norm, the columns of a linear layer, the logits of the output.
 
     Raises:
-        Invalid: a forward pass that fails on NaN.
+        Invalid: a forward pass that fails on NaN, or that replaces NaN by a number.
     """
     found = layers(net, sample) if found is None else found
     trace = _Trace(copied(net).eval(), sample[:1], found)
@@ -180,6 +181,7 @@ def reads(net: nn.Module, sample: Tensor, found: Sequence[Layer] | None = None) 
         sure = {reader: _decoded(s, code) for reader, s in seen.items()}
         if any(int(s.sum(0).max()) > 1 for s in sure.values()):
             sure = trace.seen_all(writer, torch.eye(maps, dtype=torch.bool))
+        trace.hides(writer, sure)
         contacts |= {(writer, reader): s for reader, s in sure.items() if s.any()}
     trace.net = None  # its layers hold the trace: without this cut the copy would wait for the garbage collector
     return contacts
@@ -208,6 +210,7 @@ class _Trace:
         self.outputs: dict[str, Tensor] = {}
         self.marked: dict[str, Tensor] = {}
         self.seen: dict[str, Tensor] = {}
+        self.plain: dict[str, Tensor] = {}  # what readers get if nothing is marked
         hooks = [modules[layer.module].register_forward_hook(partial(self._store, layer.module)) for layer in found]
         self._run(self.image)
         for hook in hooks:
@@ -217,6 +220,8 @@ class _Trace:
         for name, module in modules.items():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.register_forward_pre_hook(partial(self._look, name))
+        self.seen_with({})
+        self.plain, self.seen = self.seen, {}
 
     def maps(self, writer: str) -> int:
         return self.image.shape[1] if writer == IMAGE else self.outputs[writer].shape[-1 if writer in self.linear else 1]
@@ -224,20 +229,37 @@ class _Trace:
     def seen_all(self, writer: str, code: Tensor) -> dict[str, Tensor]:
         """Reader -> bool (passes, inputs), which inputs held NaN when those maps did."""
         rows: dict[str, list[Tensor]] = {}
-        source = self.image if writer == IMAGE else self.outputs[writer]
+        source = self._source(writer)
         for which in code.to(self.image.device):
             shape = (-1,) if writer in self.linear else (-1, *[1] * (source.ndim - 2))
-            self.marked, self.seen = {writer: source.masked_fill(which.view(shape), math.nan)}, {}
-            output = self._run(self.marked.get(IMAGE, self.image))
-            self.seen[OUTPUT] = output.isnan().flatten(0, -2).any(0)
-            for reader, seen in self.seen.items():
-                rows.setdefault(reader, []).append(seen.cpu())
+            for reader, x in self.seen_with({writer: source.masked_fill(which.view(shape), math.nan)}).items():
+                rows.setdefault(reader, []).append(x.isnan().any(1).cpu())
         return {reader: torch.stack(seen) for reader, seen in rows.items()}
+
+    def hides(self, writer: str, seen: Mapping[str, Tensor]) -> None:
+        """Refuse a network in which numbers of ``writer`` arrive where NaN does not: such maps would be taken for unread."""
+        source = self._source(writer)
+        for sign in (1, -1):  # a hand-written ReLU passes one of the two
+            for reader, x in self.seen_with({writer: sign * (source.abs() + 1)}).items():
+                if ((x != self.plain[reader]).any(1).cpu() & ~seen[reader].any(0)).any():
+                    raise Invalid(
+                        f"{type(self.net).__name__} cannot be traced: between {writer} and {reader} it replaces NaN by numbers, as "
+                        "torch.where, torch.sign or nan_to_num do; count a network with the activations of torch.nn"
+                    )
+
+    def seen_with(self, marked: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Reader -> (inputs, values of each), when these outputs take the place of the stored ones."""
+        self.marked, self.seen = marked, {}
+        self._note(OUTPUT, self._run(marked.get(IMAGE, self.image)), last=True)
+        return self.seen
+
+    def _source(self, writer: str) -> Tensor:
+        return self.image if writer == IMAGE else self.outputs[writer]
 
     def _run(self, image: Tensor) -> Tensor:
         with torch.no_grad():
             try:
-                return self.net(image)
+                return self.net(image.clone())
             except Exception as error:  # the network may be the user's: it may raise anything
                 raise Invalid(
                     f"{type(self.net).__name__} cannot be traced: its forward pass fails on images with NaN ({error}); count a network "
@@ -245,17 +267,17 @@ class _Trace:
                 ) from error
 
     def _store(self, name: str, module: nn.Module, args: tuple, output: Tensor) -> None:
-        self.outputs[name] = output
+        self.outputs[name] = output.clone()  # the network may go on to write into it
 
     def _answer(self, name: str, x: Tensor) -> Tensor:
         self._note(name, x, last=name in self.linear)
-        return self.marked.get(name, self.outputs[name])
+        return self.marked.get(name, self.outputs[name]).clone()
 
     def _look(self, name: str, module: nn.Module, args: tuple) -> None:
         self._note(name, args[0], last=False)
 
     def _note(self, name: str, x: Tensor, *, last: bool) -> None:
-        self.seen[name] = x.isnan().movedim(-1 if last else 1, 0).flatten(1).any(1)
+        self.seen[name] = x.movedim(-1 if last else 1, 0).flatten(1).clone()
 
 
 def _kept(net: nn.Module, found: Sequence[Layer], masks: Mapping[str, Tensor] | None) -> Masks:

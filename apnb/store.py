@@ -31,6 +31,8 @@ from apnb.recipes import Recipe
 
 FORMAT = 2
 MAX_IMPORT = 8 << 30
+INSIDE = "runs.zip"
+"""The export inside of what the lab gives to take away."""
 
 
 class Damaged(Invalid):
@@ -372,7 +374,9 @@ class Store:
         return len(chosen)
 
     def import_(self, path: str | Path) -> list[str]:
-        """Take runs from a ZIP that `export` wrote; runs that are here already stay as they are. Returns the new keys.
+        """Take runs from a ZIP that `export` wrote, or from the one that the lab gives to take away, which holds such a ZIP.
+
+        Runs that are here already stay as they are. Returns the new keys.
 
         Raises:
             Invalid: no such file, no ZIP, or entries that an export does not have (paths outside, absurd sizes, damaged runs).
@@ -380,30 +384,42 @@ class Store:
         path = Path(path)
         self.ready()
         try:
-            with zipfile.ZipFile(path) as z:
-                entries = [i for i in z.infolist() if not i.is_dir()]
-                if sum(i.file_size for i in entries) > MAX_IMPORT:
+            file = path.open("rb")
+        except FileNotFoundError:
+            raise Invalid(f"no file {path}; give the ZIP that 'apnb runs export' wrote") from None
+        except OSError as error:
+            raise Invalid(f"{path} cannot be read ({error.strerror}); give the ZIP that 'apnb runs export' wrote") from None
+        try:
+            with file, zipfile.ZipFile(file) as z:
+                if INSIDE not in z.namelist():
+                    return self._unpack(z, path)
+                if z.getinfo(INSIDE).file_size > MAX_IMPORT:
                     raise Invalid(
                         f"{path} unpacks to more than {MAX_IMPORT >> 30} GiB; no export is that large, nothing was imported"
                     )
-                allowed = {"summary.json", "network.tensors", "history.jsonl"}
-                for i in entries:
-                    parts = i.filename.split("/")
-                    evaluation = len(parts) == 4 and parts[2] == "evaluations" and Path(parts[3]).suffix in (".json", ".tensors")
-                    plain = len(parts) == 3 and parts[2] in allowed
-                    safe = all(p not in ("", ".", "..") and "\\" not in p and ":" not in p for p in parts)
-                    if not (safe and parts[0] == "runs" and (plain or evaluation)):
-                        raise Invalid(f"{path} is no export of runs: it holds {i.filename!r}; nothing was imported")
-                with tempfile.TemporaryDirectory(dir=self.root, prefix=".import-") as tmp:
-                    z.extractall(tmp, entries)
-                    return self._adopt(Path(tmp))
-        except FileNotFoundError:
-            raise Invalid(f"no file {path}; give the ZIP that 'apnb runs export' wrote") from None
+                with z.open(INSIDE) as within, zipfile.ZipFile(within) as runs:
+                    return self._unpack(runs, path)
         except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
             raise Invalid(f"{path} is no readable ZIP ({error}); nothing was imported") from None
         except OSError as error:
             _explain(error, self.root)
             raise
+
+    def _unpack(self, z: zipfile.ZipFile, path: Path) -> list[str]:
+        entries = [i for i in z.infolist() if not i.is_dir()]
+        if sum(i.file_size for i in entries) > MAX_IMPORT:
+            raise Invalid(f"{path} unpacks to more than {MAX_IMPORT >> 30} GiB; no export is that large, nothing was imported")
+        allowed = {"summary.json", "network.tensors", "history.jsonl"}
+        for i in entries:
+            parts = i.filename.split("/")
+            evaluation = len(parts) == 4 and parts[2] == "evaluations" and Path(parts[3]).suffix in (".json", ".tensors")
+            plain = len(parts) == 3 and parts[2] in allowed
+            safe = all(p not in ("", ".", "..") and "\\" not in p and ":" not in p for p in parts)
+            if not (safe and parts[0] == "runs" and (plain or evaluation)):
+                raise Invalid(f"{path} is no export of runs: it holds {i.filename!r}; nothing was imported")
+        with tempfile.TemporaryDirectory(dir=self.root, prefix=".import-") as tmp:
+            z.extractall(tmp, entries)
+            return self._adopt(Path(tmp))
 
     def _adopt(self, unpacked: Path) -> list[str]:
         other = Store(unpacked)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Executor, as_completed
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,18 +74,29 @@ def workers(n: int = 2, threads: int = 1) -> Executor:
     Raises:
         Invalid: fewer than one process.
     """
-    from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise Invalid(f"workers must be a whole number of at least 1, got {n!r}")
-    return ProcessPoolExecutor(n, mp_context=get_context("spawn"), initializer=_settle, initargs=(threads,))
+    return _Workers(n, mp_context=get_context("spawn"), initializer=_settle, initargs=(threads,))
+
+
+class _Workers(ProcessPoolExecutor):
+    """Its processes are deaf to Ctrl-C until `_settle`: in the middle of an import Python would answer it with a traceback."""
+
+    def submit(self, *args: Any, **kwargs: Any) -> Future:  # it starts the processes, which inherit what is blocked here
+        if not hasattr(signal, "pthread_sigmask"):
+            return super().submit(*args, **kwargs)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return super().submit(*args, **kwargs)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _settle(threads: int) -> None:
     """A worker's first act. Ctrl-C or the end of its parent end it at once: what it has finished is stored, nothing by halves."""
     import os
-    import signal
     from multiprocessing import parent_process
     from threading import Thread
 
@@ -93,6 +105,8 @@ def _settle(threads: int) -> None:
         os._exit(1)
 
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     if (parent := parent_process()) is not None:
         Thread(target=leave_with, args=(parent,), daemon=True).start()
     set_threads(threads)

@@ -556,6 +556,10 @@ def read_json(path: Path, what: str = "one taxonomy entry") -> Any:
         raise Invalid(f"{str(path)!r} is not a text file in UTF-8: give a JSON file with {what}") from None
     except json.JSONDecodeError as error:
         raise Invalid(f"{str(path)!r} is not JSON: {error.msg} in line {error.lineno}, column {error.colno}") from None
+    except (RecursionError, ValueError):
+        raise Invalid(
+            f"{str(path)!r} is nested too deeply or holds a number of thousands of digits: give a JSON file with {what}"
+        ) from None
 
 
 def _shape_problems(entry: dict[str, Any]) -> list[str]:

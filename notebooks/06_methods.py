@@ -269,12 +269,12 @@ pd.DataFrame(count).T
 # %%
 top = stored[stored["sparsity"] == at[-1]].sort_values("robust", ascending=False)
 best = top.iloc[0]
-touching = [row["label"] for _, row in top.iloc[1:].iterrows() if row["high"] >= best["low"]]
+touching = [row["label"] for _, row in top.iloc[1:].iterrows() if round(row["high"], 3) >= round(best["low"], 3)]
 apnb.Question(
-    f"At {at[-1]:.0%}: how many methods have an interval that touches that of the best one?",
+    f"At {at[-1]:.0%}: how many methods have an interval that touches that of the best one, with one decimal as in the table below?",
     len(touching),
     tolerance=0,
-    because=f"{best['label']} is best with {best['robust']:.1%} [{best['low']:.1%}, {best['high']:.1%}]; {', '.join(touching) or 'nobody'} touches it "
+    because=f"{best['label']} is best with {best['robust']:.1%} [{best['low']:.1%}, {best['high']:.1%}]; touched by {', '.join(touching) or 'nobody'} "
     f"(paired, point by point, even these might differ). But {best['label']} has {best['weights']:.0%} zeros and {top.iloc[1]['label']} "
     f"{top.iloc[1]['weights']:.0%}: that is no race between equals.",
 )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 from collections import Counter, defaultdict
+from functools import partial
 from itertools import combinations
 
+import pandas as pd
 import pytest
 from scipy.stats import spearmanr
 
@@ -88,6 +90,19 @@ def test_places_are_lost_and_gained_in_equal_number_where_none_are_shared():
     one = moves[(moves["between"] == "network") & (moves["data"] == "cifar10") & (moves["sparsity"] == 0.9)]
     pwoa = one[(one["structure_group"] == "unstructured") & (one["method"] == "pwoa")].iloc[0]
     assert (pwoa["rank_first"], pwoa["rank_second"], pwoa["change"]) == (3, 9, -6)
+
+
+def test_changes_are_between_one_network_of_a_method_each():
+    twice = pd.concat([taxonomy.leaderboard(), taxonomy.leaderboard().iloc[[3]]])
+    for function in (
+        benchmark.moves,
+        benchmark.agreement,
+        partial(benchmark.changes, "network"),
+        benchmark.steps,
+        benchmark.falls,
+    ):
+        with pytest.raises(Invalid, match=r"stands twice in one column \(.*, as two seeds do; leave one row"):
+            function(twice)
 
 
 def test_rows_without_the_needed_columns_are_refused():

@@ -139,6 +139,11 @@ def test_doctor_says_what_there_is(cli):
     assert facts["survey data"] == "26 methods" and facts["runs"] == "0 runs, 0 damaged" and "torch" in facts
 
 
+def test_a_plan_promises_nothing_that_a_run_would_refuse(cli):
+    assert cli("run", "--plan", "--n", "501")[0] == cli("run", "--plan", "--eps", "5")[0] == 2
+    assert "expected 1 to 500" in cli("run", "--plan", "--n", "501")[2]
+
+
 def test_plan_says_what_would_happen_and_does_nothing(cli, tmp_path):
     status, out, _ = cli("run", "--plan", "--pipeline", "before", "--criterion", "lis", "--store", tmp_path / "s")
     assert status == 0 and "90.0%" in out and not (tmp_path / "s").exists()

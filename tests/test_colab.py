@@ -230,6 +230,24 @@ def test_stamping_again_changes_nothing_and_another_address_replaces_the_first(c
     assert contents(checkout) == unknown
 
 
+@pytest.mark.parametrize(
+    "address",
+    ["https://github.com", "https://github.com/someone", "https://github.com/someone/apnb/tree/main", "https://code.example/apnb",
+     "http://github.com/someone/apnb", "https://github.com/someone/apnb?tab=readme", "git@github.com:someone/apnb"],
+)  # fmt: skip
+def test_what_is_no_address_of_a_repository_is_refused_and_nothing_is_written(checkout, address):
+    before = contents(checkout)
+    give(checkout, address)
+    with pytest.raises(Invalid, match="is no address of the form https://host/owner/name"):
+        stamp.stamp(checkout)
+    assert contents(checkout) == before
+
+
+def test_a_host_in_capitals_is_the_same_host(checkout):
+    give(checkout, "https://GitHub.com/someone/apnb")
+    assert stamp.addresses(checkout)[0] == "https://github.com/someone/apnb"
+
+
 def test_stamping_keeps_every_other_byte_and_the_pairs_together(checkout):
     for known in (False, True):
         if known:

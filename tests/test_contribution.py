@@ -107,6 +107,8 @@ MISTAKES = {
     "a field too many": (change(robust=45.0), "no field 'models.0.robust'"),
     "another format": (lambda r: r.update(record=2), "the record has format 2, this version of apnb reads 1"),
     "no models": (lambda r: r.update(models=[]), "models: list should have at least 1 item"),
+    "very many models": (lambda r: r.update(models=[1] * 10**5), "models: list should have at most 100 items"),
+    "a key that clears the screen": (change(key="X\x1b[2J_R18_CIFAR10_US_90"), r"X\x1b[2J_R18"),
 }  # fmt: skip
 
 
@@ -115,7 +117,7 @@ def test_every_mistake_has_its_sentence(sound, act, sentence):
     act(sound)
     problems = check(sound).problems
     assert any(sentence in p for p in problems), problems
-    assert all("\n" not in p for p in problems)
+    assert all(p.isprintable() for p in problems)
     with pytest.raises(Invalid, match="there is no issue to write yet"):
         issue_text(None, sound)
 
@@ -153,7 +155,10 @@ def test_an_entry_is_told_from_a_record(tmp_path):
     assert check(ENTRY).kind == "taxonomy entry" and not check(ENTRY).problems
     (problem,) = check(ENTRY | {"year": 26}).problems
     assert "the year 26 must be a year of four digits" in problem
-    for content, sentence in (("[1]", "expected one JSON object"), ("{", "is not JSON")):
+    deep, long = '{"a":' + "[" * 10**5, '{"a": ' + "7" * 5000 + "}"
+    for content, sentence in (
+        ("[1]", "expected one JSON object"), ("{", "is not JSON"), (deep, "nested too deeply"), (long, "thousands of digits")
+    ):  # fmt: skip
         (tmp_path / "odd.json").write_text(content)
         with pytest.raises(Invalid, match=sentence):
             check(tmp_path / "odd.json")

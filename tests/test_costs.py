@@ -249,3 +249,55 @@ def test_the_table_names_what_is_counted_and_its_share():
     table = costs.count(net, DIGITS, select(net, DIGITS, "filters", 0.5)).table()
     assert list(table.index) == ["dense", "only non-zero weights", "slimmed"]
     assert list(table["MACs (%)"]) == [100.0, 50.8, 26.8]
+
+
+class Residual(nn.Module):
+    """Two pre-activation blocks, whose sum is made in place or not, and one activation of choice."""
+
+    def __init__(self, in_place=False, activation=nn.functional.relu):
+        super().__init__()
+        self.in_place, self.activation = in_place, activation
+        self.conv1 = nn.Conv2d(1, 8, 3, padding=1, bias=False)
+        for i in (2, 4):
+            setattr(self, f"conv{i}", nn.Conv2d(8, 8, 3, padding=1, bias=False))
+            setattr(self, f"bn{i}", nn.BatchNorm2d(8))
+            setattr(self, f"conv{i + 1}", nn.Conv2d(8, 8, 3, padding=1, bias=False))
+        self.linear = nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = self.conv1(x)
+        for i in (2, 4):
+            out = getattr(self, f"conv{i + 1}")(self.activation(getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(x))))
+            if self.in_place:
+                out += x
+                x = out
+            else:
+                x = out + x
+        return self.linear(x.mean((2, 3)))
+
+
+def test_a_sum_in_place_is_read_as_any_other_sum():
+    torch.manual_seed(0)
+    plain = Residual().eval()
+    with torch.no_grad():
+        plain.conv2.weight[::2] = 0
+    written = Residual(in_place=True).eval()
+    written.load_state_dict(plain.state_dict())
+    image, before = DIGITS.clone(), costs.count(plain, DIGITS)
+    assert costs.count(written, image) == before and before.parameters_slim == before.parameters - 4 * (9 * 8 + 2 + 9 * 8)
+    assert torch.equal(image, DIGITS)
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [lambda x: torch.where(x > 0, x, 0.0), lambda x: torch.where(x < 0, x, 0.0), torch.sign, lambda x: x.nan_to_num().relu()],
+    ids=["a ReLU by hand", "its mirror image", "sign", "nan_to_num"],
+)
+def test_a_network_that_replaces_nan_by_numbers_is_refused(activation):
+    with pytest.raises(Invalid, match=r"between \w+ and \w+ it replaces NaN"):
+        costs.count(Residual(activation=activation).eval(), DIGITS)
+
+
+@pytest.mark.parametrize("activation", [nn.GELU(), nn.Softshrink(), nn.Hardtanh(), nn.Hardswish(), nn.MaxPool2d(1)])
+def test_the_activations_of_torch_are_followed(activation):
+    assert costs.count(Residual(activation=activation).eval(), DIGITS).table()["parameters"].nunique() == 1

@@ -14,6 +14,7 @@ import torch
 import apnb
 from apnb.curves import Distances
 from apnb.errors import Invalid
+from apnb.presets import PRESETS
 from apnb.widgets.lab import TABS
 
 QUICK = {"attacks": "pgd", "n": 16, "budget": "tiny"}
@@ -125,6 +126,12 @@ def test_a_method_brings_its_cell_and_another_word_leaves_it(lab):
     for option in row(lab, "method")["options"]:
         lab.choose_method(option["value"])
         assert not lab.problem.value
+
+
+@pytest.mark.parametrize("method", [None, *PRESETS])
+def test_the_plan_of_several_sparsities_names_each_of_them(lab, method):
+    lab.choose(sparsities=(0.5, 0.75, 0.95), **({"method": method} if method else {}))
+    assert all(f"{share}%" in lab.plan.value for share in (75, 95)), lab.plan.value
 
 
 def test_choices_that_do_not_exist_are_refused(lab):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import resource
+import signal
+import subprocess
 import sys
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -159,6 +163,54 @@ def test_the_checks_notice_what_they_are_for():
     assert len(series.problems(bad)) == 6
     assert [p.split(" ", 2)[2][:4] for p in series.problems(series.without_widgets(bad))] == ["was ", "ends", "writ", "show"]
     assert bad.cells[1].outputs[3].data == {"text/plain": "words"}
+
+
+def test_a_file_that_is_no_notebook_is_told_in_a_sentence(tmp_path):
+    source = written(tmp_path, "\n1")
+    for content in ("[]", "{", '{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [{"cell_type": "x"}]}'):
+        source.with_suffix(".ipynb").write_text(content)
+        with pytest.raises(Invalid, match=r"00_small.ipynb is no notebook \(.*\); run: python -m apnb.reading execute 00"):
+            series.check(source)
+
+
+def test_a_notebook_without_a_text_is_noticed(tmp_path):
+    written(tmp_path, "\n1").with_suffix(".ipynb").write_text("{}")
+    (tmp_path / "01_left_over.ipynb").write_text("{}")
+    assert series.orphans(tmp_path) == ["01_left_over.ipynb"] and series.orphans(SOURCES[0].parent) == []
+
+
+def test_a_write_that_fails_leaves_the_old_notebook(tmp_path):
+    source = written(tmp_path, "\nprint(1)")
+    run = series.executed(source)
+    before = run.write().read_bytes()
+    run.notebook.cells[0].outputs[0].text = "2" * 100_000
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limit[1]))
+    try:
+        with pytest.raises((OSError, Invalid)):
+            run.write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert source.with_suffix(".ipynb").read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["00_small.ipynb", "00_small.py"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="interruptions are signals")
+def test_an_interruption_ends_the_kernels_and_writes_nothing(tmp_path):
+    source = written(tmp_path, "\nfrom pathlib import Path\nPath('begun').touch()\nimport time\ntime.sleep(600)")
+    probe = (
+        "import sys\nfrom pathlib import Path\nfrom apnb.reading import __main__ as m\nm.chosen = lambda names: [Path(sys.argv[1])]\n"
+        "sys.exit(m.main(['execute']))"
+    )
+    with subprocess.Popen([sys.executable, "-c", probe, str(source)], stderr=subprocess.PIPE, text=True) as work:
+        for _ in range(600):
+            if (tmp_path / "begun").exists():
+                break
+            time.sleep(0.1)
+        work.send_signal(signal.SIGINT)
+        _, told = work.communicate(timeout=300)  # the cell sleeps for longer
+    assert work.returncode == 130 and told.strip().splitlines()[-1].startswith("apnb: stopped")
+    assert "Traceback" not in told and not source.with_suffix(".ipynb").exists()
 
 
 def test_the_command_names_what_there_is_and_takes_numbers_and_names(capsys):

@@ -210,6 +210,7 @@ def test_the_survey_is_cited_as_in_the_citation_file():
         (r"\lfloor s n \rceil \sim \Delta", ("\u230a", "\u2309", "\u223c")),
         (r"\theta_0 \xrightarrow{\text{search}} \Big(1 - \frac tT\Big)^3", ("\u27f6", "search", "<msup><mrow><mo")),
         (r"\log p + \mathrm{KL}(p \,\|\, q)", (">log<", ">KL<")),
+        (r"\overline{\left| w \frac{a}{b} \right|} + \bar{x}", ('<mrow class="overlined">', "<mfrac>", "<mover>")),
     ],
 )
 def test_formulas_of_the_series_become_mathml(latex, holds):

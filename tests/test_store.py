@@ -202,6 +202,13 @@ def test_a_zip_bomb_no_zip_and_a_missing_zip_are_refused(tmp_path, monkeypatch):
         with pytest.raises(apnb.Invalid, match=words):
             store.import_(tmp_path / name)
     assert store.keys() == []
+    with pytest.raises(apnb.Invalid, match=r"s cannot be read \(Is a directory\); give the ZIP"):
+        store.import_(tmp_path / "s")
+    with zipfile.ZipFile(tmp_path / "around.zip", "w") as z:
+        z.write(tmp_path / "bomb.zip", "runs.zip")
+        z.writestr("../evil", "")  # what is not in runs.zip is never unpacked
+    with pytest.raises(apnb.Invalid, match=r"around.zip unpacks to more than .*; no export is that large"):
+        store.import_(tmp_path / "around.zip")
 
 
 def test_an_unknown_key_and_an_ambiguous_one_are_told_apart(made, tmp_path):

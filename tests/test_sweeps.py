@@ -1,6 +1,8 @@
 """Sweeps: serial and on an executor, failures kept apart, files that people write."""
 
 import json
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pandas as pd
@@ -108,3 +110,27 @@ def test_a_wrong_sweep_file_is_one_sentence(text, words, tmp_path):
 def test_a_missing_sweep_file_is_one_sentence(tmp_path):
     with pytest.raises(apnb.Invalid, match="cannot read"):
         sweeps.read_sweep(tmp_path / "none.toml")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="interruptions are signals")
+def test_an_interruption_while_workers_start_ends_them_without_a_traceback():
+    probe = """
+import os, signal, sys, time
+from concurrent.futures.process import BrokenProcessPool
+from apnb import sweeps
+if __name__ == "__main__":
+    with sweeps.workers(2) as pool:
+        waits = [pool.submit(time.sleep, 300) for _ in range(2)]
+        started = list(pool._processes.values())
+        while any(p.is_alive() for p in started):  # at every moment of their start
+            for p in started:
+                if p.is_alive():
+                    os.kill(p.pid, signal.SIGINT)
+            time.sleep(0.02)
+        try:
+            waits[0].result()
+        except BrokenProcessPool:
+            print("ended", signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+"""
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "ended set()\n" and done.stderr == "", done.stderr

@@ -127,7 +127,7 @@ def ranks(scores: Mapping[str, Any], *, sparsity: float = 0.9, bins: int = 20, t
         raise Invalid(f"got the scores of {len(scores)} layers, expected 1 to {len(LOOKS)}; leave some out")
     sizes = [s.numel() for s in scores.values()]
     flat = torch.cat([s.flatten() for s in scores.values()])
-    place = torch.empty_like(flat).scatter(0, flat.argsort(stable=True), torch.arange(len(flat), dtype=flat.dtype)) / len(flat)
+    place = flat.argsort(stable=True).argsort().double() / len(flat)
     x = [100 * (i + 0.5) / bins for i in range(bins)]
     figure = go.Figure()
     for name, at, (colour, dash, symbol) in zip(scores, place.split(sizes), LOOKS, strict=False):

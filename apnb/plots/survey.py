@@ -144,6 +144,7 @@ def atlas(named: Mapping[Any, Sequence[str]], possible: Mapping[Any, Sequence[st
         plot_bgcolor="#C9C9C9",
         height=560,
         margin={"t": 110, "b": 90},
+        meta={"least_width": 640},
     )
 
 
@@ -263,11 +264,12 @@ def clean_robust(rows: pd.DataFrame) -> go.Figure:
         go.Scatter(x=list(front["clean"]), y=list(front["robust"]), mode="lines", line={"color": GREY, "dash": "dot", "width": 1.5},
                    hoverinfo="skip", showlegend=False)
     )  # fmt: skip
-    for index, row in rows.iterrows():
+    for index, row in sorted(rows.iterrows(), key=lambda r: r[0] not in front.index):  # filled markers under the open ones
         name, colour, symbol = looks[row["method"]]
         figure.add_trace(
             go.Scatter(x=[row["clean"]], y=[row["robust"]], mode="markers", name=name,
                        marker={"symbol": symbol if index in front.index else f"{symbol}-open", "size": 12, "color": colour,
+                               "opacity": 0.7 if index in front.index else 1,
                                "line": {"width": 1.8, "color": colour}},
                        hovertemplate=f"<b>{name}</b><br>clean %{{x:.2f}} %, robust %{{y:.2f}} %<extra></extra>")
         )  # fmt: skip
@@ -378,4 +380,5 @@ def first_and_second(table: pd.DataFrame) -> go.Figure:
         },
         height=180 + 22 * len(table),
         margin={"t": 110},
+        meta={"least_width": 640},
     )

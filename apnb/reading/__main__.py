@@ -40,7 +40,12 @@ def execute(given: argparse.Namespace) -> int:
 def check(given: argparse.Namespace) -> int:
     from apnb.reading import stamp
 
-    found = [problem for source in chosen(given.names) for problem in series.check(source)] + stamp.stale(root())
+    texts = chosen(given.names)
+    found = [problem for source in texts for problem in series.check(source)] + stamp.stale(root())
+    if not given.names:
+        found += [
+            f"{name} has no text; delete it, or write {Path(name).stem}.py" for name in series.orphans(root() / "notebooks")
+        ]
     print("\n".join(found) or "all notebooks are in sync, fresh, whole, clean and stamped")
     return 1 if found else 0
 
@@ -74,7 +79,7 @@ def _progress(done: int, total: int, recipe, problem: str) -> None:
 def site(given: argparse.Namespace) -> int:
     from apnb.reading import site
 
-    print(site.build(sorted(shipped("notebooks").glob("[0-9][0-9]_*.ipynb")), given.out))
+    print(site.build([text.with_suffix(".ipynb") for text in series.sources()], given.out))
     return 0
 
 
@@ -113,6 +118,9 @@ def main(argv: list[str] | None = None) -> int:
         told = str(error)
     except ImportError as error:
         told = f"{error.name} is not installed; install what this needs with: pip install -e '.[lab,image,site]'"
+    except KeyboardInterrupt:
+        print("apnb: stopped; what was finished is written, and nothing is half-written", file=sys.stderr)
+        return 130
     except (OSError, ValueError) as error:  # a folder that cannot be written, a notebook that is no JSON
         told = f"{type(error).__name__}: {error}"
     print(f"apnb: {told}", file=sys.stderr)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import signal
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from apnb.errors import Invalid
 from apnb.paths import shipped
+from apnb.store import atomic
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -54,7 +56,7 @@ class Executed:
                 "install a Chromium or Chrome and the extra 'image'"
             )
         path = self.source.with_suffix(".ipynb")
-        nbformat.write(self.notebook, path)
+        atomic(path, lambda beside: nbformat.write(self.notebook, beside))
         return path
 
 
@@ -71,8 +73,35 @@ def sources(folder: Path | None = None) -> list[Path]:
     return found
 
 
-def executed(source: Path, timeout: int = 600) -> Executed:
+def orphans(folder: Path) -> list[str]:
+    """Names of executed notebooks that have no text."""
+    return sorted(p.name for p in folder.glob("[0-9][0-9]_*.ipynb") if not p.with_suffix(".py").exists())
+
+
+def read(path: Path) -> NotebookNode:
+    """An executed notebook.
+
+    Raises:
+        Invalid: the file is not there, or is no notebook.
+    """
+    import nbformat
+
+    try:
+        notebook = nbformat.read(path, 4)
+        nbformat.validate(notebook)
+    except FileNotFoundError:
+        raise Invalid(f"{path.name} is missing; run: python -m apnb.reading execute {path.stem[:2]}") from None
+    except Exception as error:  # it may be anything
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise Invalid(f"{path.name} is no notebook ({reason}); run: python -m apnb.reading execute {path.stem[:2]}") from None
+    return notebook
+
+
+def executed(source: Path, timeout: int = 600, clients: list | None = None) -> Executed:
     """Run a notebook's text from a clean kernel, in its folder, with an empty store and one thread.
+
+    Args:
+        timeout: seconds for a cell. clients: takes the notebook's client, whose kernel can then be ended from another thread.
 
     Raises:
         Invalid: a cell fails (which one, and with what) or does not end.
@@ -100,6 +129,8 @@ def executed(source: Path, timeout: int = 600) -> Executed:
             notebook, timeout=timeout, kernel_name="python3", store_widget_state=False, coalesce_streams=True, on_cell_executed=measure,
             resources={"metadata": {"path": str(source.parent)}},
         )  # fmt: skip
+        if clients is not None:
+            clients.append(client)
         began = time.monotonic()
         try:
             client.execute(env=environment)
@@ -118,13 +149,19 @@ def executed_all(texts: Sequence[Path], jobs: int = 2, timeout: int = 600) -> It
     """Several at a time, each in a kernel of its own; as they finish.
 
     Raises:
-        Invalid: the first that fails, when those that run are done.
+        Invalid: the first that fails, when those that run are done. An interruption ends their kernels instead.
     """
+    clients: list = []
     with ThreadPoolExecutor(max(1, jobs)) as pool:
-        futures = [pool.submit(executed, source, timeout) for source in texts]
+        futures = [pool.submit(executed, source, timeout, clients) for source in texts]
         try:
             for future in as_completed(futures):
                 yield future.result()
+        except (KeyboardInterrupt, GeneratorExit):
+            for client in clients:
+                if client.km is not None and client.km.has_kernel:
+                    os.kill(client.km.provisioner.pid, signal.SIGKILL)
+            raise
         finally:
             for future in futures:
                 future.cancel()
@@ -197,9 +234,8 @@ def digest(source: Path) -> str:
 def drifted(source: Path) -> list[int]:
     """Positions of cells that differ between a text and its executed copy."""
     import jupytext
-    import nbformat
 
-    pairs = zip_longest(jupytext.read(source).cells, nbformat.read(source.with_suffix(".ipynb"), 4).cells)
+    pairs = zip_longest(jupytext.read(source).cells, read(source.with_suffix(".ipynb")).cells)
     return [i for i, (a, b) in enumerate(pairs) if not (a and b and (a.cell_type, a.source) == (b.cell_type, b.source))]
 
 
@@ -237,13 +273,11 @@ def check(source: Path) -> list[str]:
 
     The pair must agree, the outputs must be of this text and these data, clean and whole, and the file not too large.
     """
-    import nbformat
-
     path = source.with_suffix(".ipynb")
     again = f"run: python -m apnb.reading execute {source.name}"
     if not path.exists():
         return [f"{path.name} is missing; {again}"]
-    notebook = nbformat.read(path, 4)
+    notebook = read(path)
     found = [f"{path.name}: {problem}" for problem in problems(notebook)]
     if cells := drifted(source):
         found.append(f"{path.name} and {source.name} differ in cells {', '.join(map(str, cells))}; {again}")

@@ -27,7 +27,7 @@ from apnb import __version__
 from apnb.errors import Invalid
 from apnb.paths import PACKAGE
 from apnb.reading.prose import Heading, Renderer, html_of, scrollable, without_tags
-from apnb.reading.series import COLAB, FIGURE, LIVE
+from apnb.reading.series import COLAB, FIGURE, LIVE, read
 
 PAGES = Path(__file__).parent / "pages"
 MARKER = ".apnb-site"
@@ -133,9 +133,7 @@ def page(source: Path) -> Page:
     Raises:
         Invalid: as `build`, but for links, which only the whole site can check.
     """
-    import nbformat
-
-    notebook = nbformat.read(source, 4)
+    notebook = read(source)
     cells = [c for c in notebook.cells if COLAB not in c.metadata.get("tags", []) and c.source.strip()]
     made, renderer, body, words = Page(source, made=_made(notebook.metadata)), Renderer(source.parent), [], 0.0
     for i, cell in enumerate(cells):
@@ -265,6 +263,8 @@ def _picture(content: str, ending: str, alt: str, made: Page, more: str = "") ->
 def _size(raw: bytes, ending: str) -> str:
     """Width and height as attributes, so that the text does not move when the picture comes; empty if they are not known."""
     if ending == "png":
+        if raw[:8] != b"\x89PNG\r\n\x1a\n" or len(raw) < 24:
+            raise Invalid("an output that should be a picture is no PNG; execute the notebook again")
         return ' width="{}" height="{}"'.format(*struct.unpack(">II", raw[16:24]))
     found = re.search(rb'<svg[^>]*\swidth="([\d.]+)"[^>]*\sheight="([\d.]+)"', raw) if ending == "svg" else None
     return f' width="{float(found[1]):.0f}" height="{float(found[2]):.0f}"' if found else ""

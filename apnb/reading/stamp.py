@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 from apnb.errors import Invalid
 from apnb.reading.series import COLAB
+from apnb.store import atomic
 
 BRANCH = "main"
 FIRST = "00_start_here"
@@ -64,7 +65,7 @@ def stamp(root: Path) -> list[Path]:
     """
     changed = _stamped(root)
     for path, text in changed.items():
-        path.write_bytes(text.encode())
+        atomic(path, lambda beside, text=text: beside.write_bytes(text.encode()))
     return list(changed)
 
 
@@ -77,11 +78,15 @@ def addresses(root: Path) -> tuple[str, str]:
     """The project's address and that of its reading edition, from pyproject.toml; empty where none is known."""
     with (root / "pyproject.toml").open("rb") as file:
         urls = tomllib.load(file)["project"].get("urls", {})
-    found = urls.get("Repository", "").rstrip("/").removesuffix(".git"), urls.get("Documentation", "").rstrip("/")
-    for address in filter(None, found):
-        if not re.fullmatch(r"https://[\w.-]+(:\d+)?(/[\w.~-]+)*", address):
-            raise Invalid(f"pyproject.toml, [project.urls]: {address!r} is no address of the form https://host/owner/name")
-    return found
+    found = []
+    for name, form, parts in (("Repository", "https://host/owner/name", "{2,}"), ("Documentation", "https://host/path", "*")):
+        address = urls.get(name, "").rstrip("/").removesuffix(".git")
+        known = re.fullmatch(rf"https://([\w.-]+(?::\d+)?)((?:/[\w.~-]+){parts})", address)
+        host, path = (known[1].lower(), known[2]) if known else ("", "")
+        if address and (not known or (name == "Repository" and host == "github.com" and path.count("/") > 2)):
+            raise Invalid(f"pyproject.toml, [project.urls]: {address!r} is no address of the form {form}")
+        found.append(f"https://{host}{path}" if known else "")
+    return found[0], found[1]
 
 
 def cell(address: str) -> str:

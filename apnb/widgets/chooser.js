@@ -158,6 +158,7 @@ function text(root, spec, choose, why, label) {
   box.placeholder = spec.hint || "";
   box.setAttribute("aria-labelledby", label);
   box.addEventListener("change", () => choose(spec.name, box.value));
+  box.addEventListener("keydown", (e) => e.key === "Enter" && choose(spec.name, box.value)); // JupyterLab keeps the change of an Enter
   root.append(box);
   return (next, chosen) => {
     if (document.activeElement !== box && box.value !== String(chosen)) box.value = chosen;

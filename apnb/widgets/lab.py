@@ -272,6 +272,8 @@ class Lab:
         one = f"{recipes[0].sparsity:.1%}"
         lines = [html.escape(line.replace(one, shares)) for line in plan.splitlines() if line]
         steps = "".join(f"<li>{line.split('. ', 1)[1]}</li>" for line in lines if line[0].isdigit())
+        if recipes[0].preset and others:
+            lines.append(f"(The plan names {others[0]}; it is the same for {', '.join([*others[1:], last])}.)")
         more = "".join(f'<div style="opacity:.75;font-size:12px">{line}</div>' for line in lines if not line[0].isdigit())
         self.plan.value = (
             f'<ol style="margin:0;padding-left:1.4em;line-height:1.4">{steps}</ol>{more}The dense network runs first.'

@@ -41,8 +41,9 @@ export default {
     } else {
       const input = make("input", { type: "text", inputmode: "decimal", "aria-label": unit ? `number in ${unit}` : "number" });
       const read = () => {
-        const given = Number(input.value.trim().replace(",", "."));
-        if (!input.value.trim() || !Number.isFinite(given)) said.textContent = "Type a number, such as 12.5.";
+        const typed = input.value.trim(), bare = unit && typed.endsWith(unit) ? typed.slice(0, -unit.length).trim() : typed;
+        const given = Number(bare.replace(",", "."));
+        if (!bare || !Number.isFinite(given)) said.textContent = "Type a number, such as 12.5.";
         else judge(given);
       };
       input.addEventListener("keydown", (event) => { event.stopPropagation(); if (event.key === "Enter") read(); });

@@ -12,24 +12,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apnb.errors import Invalid, choose
-from apnb.store import ROW, Store
+from apnb.store import INSIDE, ROW, Store
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 KINDS = ("html", "png", "svg")
-CODE = """import apnb
+CODE = """from pathlib import Path
 
-runs = apnb.sweep(**apnb.sweeps.read_sweep("recipes.json"))
-figure = apnb.plots.robustness_sparsity(runs.frame())
-figure
+import apnb
+
+if __name__ == "__main__":
+    for file in sorted(Path.cwd().glob("recipes*.json")):  # one for each network, data set, radius and way to evaluate
+        runs = apnb.sweep(**apnb.sweeps.read_sweep(file))
+        print(runs.frame().to_string())
+        apnb.plots.save(apnb.plots.robustness_sparsity(runs.frame()), file.with_suffix(".html"))
 """
 README = """Runs of apnb, the interactive companion to the survey of adversarial pruning.
 
-runs.zip        the runs themselves: networks, masks, histories, verdicts    apnb runs import runs.zip
+runs.zip        the runs themselves: networks, masks, histories, verdicts    apnb runs import THE-WHOLE-ZIP (or runs.zip)
 table.csv       one row for each evaluation; shares in [0, 1], times in seconds
-recipes*.json   what was run                                                 apnb sweep recipes.json
-code.py         the same in Python
+recipes*.json   what was run, each file with its own way to evaluate         apnb sweep recipes.json
+code.py         all of them in Python, run here: a table and a curve each    python code.py
 figures/        open in a browser; no network needed, keep plotly.min.js beside them
 
 Robust accuracies are upper bounds, found by the attacks that the table names.
@@ -123,7 +127,7 @@ def bundle(
     packed = io.BytesIO()
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as z:
         store.export(Path(folder) / "runs.zip", [key for key in dict.fromkeys(r["key"] for r in rows) if key in there])
-        z.write(Path(folder) / "runs.zip", "runs.zip")
+        z.write(Path(folder) / "runs.zip", INSIDE, zipfile.ZIP_STORED)  # it is packed already
         z.writestr("README.txt", README)
         z.writestr("table.csv", csv(rows))
         z.writestr("code.py", CODE)

@@ -141,6 +141,13 @@ def test_keys_pressed_in_the_form_do_not_reach_the_notebook(lab):
         box.press(key)
     expect(cells).to_have_count(before)
     expect(lab.root).to_be_visible()
+    seeds = lab.root.locator('[data-dimension="seeds"] input')
+    seeds.fill("x")
+    seeds.press("Enter")
+    expect(lab.start).to_be_disabled()  # an answer to Enter, with the cursor still in the field
+    seeds.fill("0, 1")
+    seeds.press("Enter")
+    expect(lab.start).to_be_enabled()
 
 
 def test_clicks_made_while_the_kernel_is_busy_all_count(lab):
