@@ -15,6 +15,7 @@ pytest.importorskip("playwright")
 pytest.importorskip("latex2mathml")
 pytest.importorskip("anywidget")
 import nbformat
+from playwright.sync_api import TimeoutError as Late
 
 from apnb.reading import site
 from tests.browser.pages import expect
@@ -96,6 +97,28 @@ def drawn(page) -> None:
     page.evaluate("scrollTo(0, 0)")
 
 
+MIXED = """() => [...document.querySelectorAll(".plot .js-plotly-plot")].flatMap((figure, number) => {
+  const svg = figure.querySelector(".main-svg").getBoundingClientRect(), active = figure.layout.sliders?.[0].active ?? 0;
+  const width = figure.layout.width ?? figure.clientWidth;
+  if (Math.abs(svg.width - width) > 2 || +(figure.ariaValueNow ?? active) !== active) return [[number, "has not moved"]];
+  const parts = { legend: ".legendtext", title: ".g-xtitle text, .g-x2title text", slider: ".slider-group" };
+  const boxes = Object.entries(parts).flatMap(([part, css]) => [...figure.querySelectorAll(css)].map((e) =>
+    ({ part, text: e.textContent, box: e.getBoundingClientRect() })));
+  const common = (a, b, from, to) => Math.min(a[to], b[to]) - Math.max(a[from], b[from]) > 1;
+  const over = (a, b) => a.part !== b.part && common(a.box, b.box, "left", "right") && common(a.box, b.box, "top", "bottom");
+  const cut = boxes.filter((a) => a.part === "legend" && a.box.right > svg.right + 1).map((a) => [number, a.text, "is cut"]);
+  return [...cut, ...boxes.flatMap((a, i) => boxes.slice(i + 1).filter((b) => over(a, b)).map((b) => [number, a.text, "over", b.text]))];
+})"""
+
+
+def apart(page) -> None:
+    """In no figure do legend, x title and slider lie over each other, and no legend is cut; figures take a moment to get there."""
+    try:
+        page.wait_for_function(f"() => !({MIXED})().length", timeout=60_000)
+    except Late:
+        assert page.evaluate(MIXED) == []
+
+
 def too_wide(page) -> int:
     return page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
 
@@ -144,8 +167,19 @@ def test_a_page_of_the_series_suits(opened, series, picture, name, look):
     phone = {"viewport": PHONE, "has_touch": True, "is_mobile": True}
     page = opened(series, name, **(phone if look == "phone" else {"color_scheme": look}))
     drawn(page)
+    if look == "phone":
+        apart(page)
     whole_picture(page, picture)
     assert too_wide(page) <= 0
+    if look == "phone":
+        for slider in page.locator(SLIDERS).all():
+            slider.press("End" if slider.get_attribute("aria-valuenow") == "0" else "Home")
+        apart(page)
+        page.set_viewport_size({"width": 640, "height": 390})
+        apart(page)
+        page.set_viewport_size(PHONE)
+        apart(page)
+        assert too_wide(page) <= 0
 
 
 def test_the_contents_lead_from_notebook_to_notebook_and_to_headings(opened, series):
