@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from apnb import downloads, layouts, networks, taxonomy
-from apnb.errors import Invalid, choose, nearest
+from apnb.errors import Invalid, choose, listed, nearest
 from apnb.masks import Masks, Sparsity, account
 from apnb.presets import PRESETS
 from apnb.store import default_home
@@ -337,8 +337,7 @@ class Layout:
 
 
 def _looks(seen: Layout) -> str:
-    *others, last = (PRESETS[m].name for m in seen.methods)
-    return f"the {seen.network} of {', '.join(others)} or {last}" if others else f"the {seen.network} of {last}"
+    return f"the {seen.network} of {listed((PRESETS[m].name for m in seen.methods), 'or')}"
 
 
 def layout(path: str | Path) -> Layout:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from apnb import taxonomy
-from apnb.errors import Invalid
+from apnb.errors import Invalid, listed
 from apnb.presets import PRESETS
 from apnb.recipes import (
     PIPELINES,
@@ -230,9 +230,7 @@ def neighbours(choice: Mapping[str, Any]) -> str:
             living.append(m.name)
     if not living:
         return "An empty cell: no surveyed method lives here."
-    *others, last = living
-    told = f"{', '.join(others)} and {last} live" if others else f"{last} lives"
-    return f"{told} in this cell."
+    return f"{listed(living)} {'live' if len(living) > 1 else 'lives'} in this cell."
 
 
 def seeds_of(text: str) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from apnb import __version__, benchmark, taxonomy
-from apnb.errors import Invalid, choose, field_problem, nearest
+from apnb.errors import Invalid, choose, field_problem, listed, nearest
 from apnb.taxonomy import Method
 
 FORMAT = 1
@@ -76,18 +76,11 @@ def _key_problems(key: str) -> list[str]:
         if given not in known:
             problems.append(f"{key}: the {what} is {given!r}, but the survey has {' and '.join(known)}")
     if group in SPARSITIES and share not in SPARSITIES[group]:
-        problems.append(
-            f"{key}: the sparsity is {share!r}, but with {group} the survey has {_listed(SPARSITIES[group])} per cent"
-        )
+        problems.append(f"{key}: the sparsity is {share!r}, but with {group} the survey has {listed(SPARSITIES[group])} per cent")
     return problems
 
 
 _EXAMPLE = "HYDRA_Sehwag2020Hydra_R18_CIFAR10_US_90"
-
-
-def _listed(words: Any) -> str:
-    *others, last = map(str, words)
-    return f"{', '.join(others)} and {last}" if others else last
 
 
 # ----------------------------------------------------------------------------------------------------------------------- records
@@ -258,9 +251,9 @@ def _check_record(content: dict[str, Any], entry: Any) -> Checked:
         if not content.get(name, "").strip():
             warnings.append(f"the {name} is not described; the issue asks for it, if only to say that there is nothing to tell")
     keys = sorted({m["key"].rsplit("_", 4)[0] for m in models})
-    listed = {m.survey_key for m in taxonomy.methods()}
-    warnings += [f"{key} is a method that the survey lists already" for key in keys if key in listed]
-    about = f"of {len(models)} networks of {_listed(keys or ['nobody'])}"
+    known = {m.survey_key for m in taxonomy.methods()}
+    warnings += [f"{key} is a method that the survey lists already" for key in keys if key in known]
+    about = f"of {len(models)} networks of {listed(keys or ['nobody'])}"
     return Checked("evaluation record", about, _sentences(problems), _sentences(warnings), method)
 
 
@@ -279,23 +272,23 @@ def _together(models: list[dict], method: Method | None) -> list[str]:
     sound = [key.rsplit("_", 4) for key in dict.fromkeys(keys) if not _key_problems(key)]
     names = sorted({key[0] for key in sound})
     if len(names) > 1:
-        problems.append(f"the keys name {_listed(names)}; a record has the networks of one method")
+        problems.append(f"the keys name {listed(names)}; a record has the networks of one method")
     if method is not None:
         if method.survey_key is None:
             problems.append(
-                f"the entry of {method.name} has no survey_key; give the first part of the keys, {_listed(names or ['...'])}"
+                f"the entry of {method.name} has no survey_key; give the first part of the keys, {listed(names or ['...'])}"
             )
         problems += [f"the keys begin with {n}, but the entry's survey_key is {method.survey_key}" for n in names
                      if method.survey_key not in (None, n)]  # fmt: skip
         groups = {"US" if s is taxonomy.Structure.weights else "S" for s in method.structures}
-        problems += [f"{'_'.join(key)} says {key[3]}, but the entry has the structure {_listed(method.structures)}" for key in sound
+        problems += [f"{'_'.join(key)} says {key[3]}, but the entry has the structure {listed(method.structures)}" for key in sound
                      if key[3] not in groups]  # fmt: skip
     columns: dict[tuple, set[str]] = {}
     for _, architecture, data, group, share in sound:
         columns.setdefault((architecture, data, group), set()).add(share)
     lacking = {c: [s for s in SPARSITIES[c[2]] if s not in have] for c, have in columns.items()}
     if not columns or all(lacking.values()):
-        told = "; ".join(f"{' '.join(c)} lacks {_listed(missing)}" for c, missing in lacking.items()) or "there is no sound key"
+        told = "; ".join(f"{' '.join(c)} lacks {listed(missing)}" for c, missing in lacking.items()) or "there is no sound key"
         problems.append(
             f"at least three networks are asked for, one architecture, data set and structure at its three sparsities: {told}"
         )

@@ -15,7 +15,7 @@ a residual block keeps its shape, so that its maps go only if all that is added 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -210,7 +210,6 @@ class _Trace:
         self.outputs: dict[str, Tensor] = {}
         self.marked: dict[str, Tensor] = {}
         self.seen: dict[str, Tensor] = {}
-        self.plain: dict[str, Tensor] = {}  # what readers get if nothing is marked
         hooks = [modules[layer.module].register_forward_hook(partial(self._store, layer.module)) for layer in found]
         self._run(self.image)
         for hook in hooks:
@@ -220,8 +219,7 @@ class _Trace:
         for name, module in modules.items():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.register_forward_pre_hook(partial(self._look, name))
-        self.seen_with({})
-        self.plain, self.seen = self.seen, {}
+        self.plain = self._pass({}, lambda reader, x: x.clone())
 
     def maps(self, writer: str) -> int:
         return self.image.shape[1] if writer == IMAGE else self.outputs[writer].shape[-1 if writer in self.linear else 1]
@@ -232,24 +230,26 @@ class _Trace:
         source = self._source(writer)
         for which in code.to(self.image.device):
             shape = (-1,) if writer in self.linear else (-1, *[1] * (source.ndim - 2))
-            for reader, x in self.seen_with({writer: source.masked_fill(which.view(shape), math.nan)}).items():
-                rows.setdefault(reader, []).append(x.isnan().any(1).cpu())
+            marked = {writer: source.masked_fill(which.view(shape), math.nan)}
+            for reader, seen in self._pass(marked, lambda reader, x: x.isnan().any(1)).items():
+                rows.setdefault(reader, []).append(seen.cpu())
         return {reader: torch.stack(seen) for reader, seen in rows.items()}
 
     def hides(self, writer: str, seen: Mapping[str, Tensor]) -> None:
         """Refuse a network in which numbers of ``writer`` arrive where NaN does not: such maps would be taken for unread."""
         source = self._source(writer)
         for sign in (1, -1):  # a hand-written ReLU passes one of the two
-            for reader, x in self.seen_with({writer: sign * (source.abs() + 1)}).items():
-                if ((x != self.plain[reader]).any(1).cpu() & ~seen[reader].any(0)).any():
+            moved = self._pass({writer: sign * (source.abs() + 1)}, lambda reader, x: (x != self.plain[reader]).any(1))
+            for reader, changed in moved.items():
+                if (changed.cpu() & ~seen[reader].any(0)).any():
                     raise Invalid(
                         f"{type(self.net).__name__} cannot be traced: between {writer} and {reader} it replaces NaN by numbers, as "
                         "torch.where, torch.sign or nan_to_num do; count a network with the activations of torch.nn"
                     )
 
-    def seen_with(self, marked: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Reader -> (inputs, values of each), when these outputs take the place of the stored ones."""
-        self.marked, self.seen = marked, {}
+    def _pass(self, marked: dict[str, Tensor], look: Callable[[str, Tensor], Tensor]) -> dict[str, Tensor]:
+        """Reader -> what ``look(reader, x)`` makes of its inputs x (inputs, values), when ``marked`` outputs replace the stored ones."""
+        self.marked, self.look, self.seen = marked, look, {}
         self._note(OUTPUT, self._run(marked.get(IMAGE, self.image)), last=True)
         return self.seen
 
@@ -277,7 +277,7 @@ class _Trace:
         self._note(name, args[0], last=False)
 
     def _note(self, name: str, x: Tensor, *, last: bool) -> None:
-        self.seen[name] = x.movedim(-1 if last else 1, 0).flatten(1).clone()
+        self.seen[name] = self.look(name, x.movedim(-1 if last else 1, 0).flatten(1))
 
 
 def _kept(net: nn.Module, found: Sequence[Layer], masks: Mapping[str, Tensor] | None) -> Masks:

@@ -284,8 +284,8 @@ def data_root(root: str | Path | None = None) -> Path:
 
 
 def there(name: str, root: str | Path | None = None) -> bool:
-    """Whether the files of cifar10 or svhn lie where `load` looks for them, so that nothing has to be downloaded."""
-    files = {"cifar10": ["cifar-10-batches-py"], "svhn": ["train_32x32.mat", "test_32x32.mat"]}[name]
+    """Whether nothing has to be downloaded: the files of cifar10 or svhn lie where `load` looks for them, or it is another data set."""
+    files = {"cifar10": ["cifar-10-batches-py"], "svhn": ["train_32x32.mat", "test_32x32.mat"]}.get(name, [])
     return all((data_root(root) / file).exists() for file in files)
 
 

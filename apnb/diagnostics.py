@@ -189,16 +189,16 @@ def one_answer(case: _Case) -> Finding:
     Looked at: the images on the way to the points, of two classes at least, and as many random ones from the whole box as there are points.
     """
     labels, answers = case.looked_at.unbind(1)
-    random = case.net(case.start(1.0)).argmax(1)
     classes, counts = answers.unique(return_counts=True)
-    alike = len(classes) == 1 and len(labels.unique()) > 1 and bool((random == classes[0]).all())
+    alike = len(classes) == 1 and len(labels.unique()) > 1
+    alike = alike and bool((case.net(case.start(1.0)).argmax(1) == classes[0]).all())
     return _judge(
         "one answer",
         int(counts.max()) / len(answers),
         "doubtful" if alike else "fine",
         f"the network gives {len(classes)} different answer{'s' * (len(classes) > 1)} to {len(answers)} images"
         + (
-            f" and the same to {len(random)} random ones: its accuracies are the share of class {int(classes[0])}"
+            f" and the same to {len(case.x)} random ones: its accuracies are the share of class {int(classes[0])}"
             if alike
             else ""
         ),

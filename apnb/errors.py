@@ -31,6 +31,12 @@ def choose(given: object, known: Iterable[str], what: str) -> str:
     raise Invalid(f"no {what} {str(given)!r}; did you mean {nearest(str(given), known)}?")
 
 
+def listed(words: Iterable[object], last: str = "and") -> str:
+    """ "a", "a and b", "a, b and c"."""
+    *others, end = map(str, words)
+    return f"{', '.join(others)} {last} {end}" if others else end
+
+
 def field_problem(error: Mapping[str, Any], known: Iterable[str] = ()) -> str:
     """One of pydantic's errors about a file that a person wrote, as half a sentence; ``known`` are the fields it may have."""
     name = ".".join(str(part) for part in error["loc"]) or "the file"

@@ -393,10 +393,7 @@ class Store:
             with file, zipfile.ZipFile(file) as z:
                 if INSIDE not in z.namelist():
                     return self._unpack(z, path)
-                if z.getinfo(INSIDE).file_size > MAX_IMPORT:
-                    raise Invalid(
-                        f"{path} unpacks to more than {MAX_IMPORT >> 30} GiB; no export is that large, nothing was imported"
-                    )
+                _fits(z, path)
                 with z.open(INSIDE) as within, zipfile.ZipFile(within) as runs:
                     return self._unpack(runs, path)
         except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
@@ -406,9 +403,8 @@ class Store:
             raise
 
     def _unpack(self, z: zipfile.ZipFile, path: Path) -> list[str]:
+        _fits(z, path)
         entries = [i for i in z.infolist() if not i.is_dir()]
-        if sum(i.file_size for i in entries) > MAX_IMPORT:
-            raise Invalid(f"{path} unpacks to more than {MAX_IMPORT >> 30} GiB; no export is that large, nothing was imported")
         allowed = {"summary.json", "network.tensors", "history.jsonl"}
         for i in entries:
             parts = i.filename.split("/")
@@ -434,6 +430,11 @@ class Store:
         for key in new:
             os.replace(other.run_folder(key), self.run_folder(key))
         return new
+
+
+def _fits(z: zipfile.ZipFile, path: Path) -> None:
+    if sum(i.file_size for i in z.infolist()) > MAX_IMPORT:
+        raise Invalid(f"{path} unpacks to more than {MAX_IMPORT >> 30} GiB; no export is that large, nothing was imported")
 
 
 ROW = (

@@ -112,7 +112,9 @@ def _put_right(parent: ET.Element, display: bool) -> None:
         for part in [p for p in label if _tag(p) == "mspace"]:
             label.remove(part)
         return
-    if _tag(parent) == "mover" and len(children) == 2 and _text(children[1]) == "\u2015":  # a bar: browsers do not stretch the sign
+    if (
+        _tag(parent) == "mover" and len(children) == 2 and _text(children[1]) == "\u2015"
+    ):  # a bar: browsers do not stretch the sign
         parent.tag = f"{{{NAMESPACE}}}mrow"
         parent.set("class", "overlined")
         parent.remove(children[1])

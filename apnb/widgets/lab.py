@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apnb import choices, datasets, plots, sweeps, taxonomy
-from apnb.errors import Invalid, choose
+from apnb.errors import Invalid, choose, listed
 from apnb.estimate import duration, estimate
 from apnb.recipes import Budget, Recipe
 from apnb.runs import Run, open_run
@@ -267,16 +267,16 @@ class Lab:
             self.plan.value = self.code.value = self.picture.value = self.time.value = self.note.value = ""
             self.start.disabled = True
             return
-        *others, last = dict.fromkeys(f"{100 * r.sparsity:g}%" for r in recipes)
-        shares = f"{', '.join(others)} and {last}" if others else last
+        first, *more = dict.fromkeys(f"{100 * r.sparsity:g}%" for r in recipes)
+        shares = listed([first, *more])
         one = f"{recipes[0].sparsity:.1%}"
         lines = [html.escape(line.replace(one, shares)) for line in plan.splitlines() if line]
         steps = "".join(f"<li>{line.split('. ', 1)[1]}</li>" for line in lines if line[0].isdigit())
-        if recipes[0].preset and others:
-            lines.append(f"(The plan names {others[0]}; it is the same for {', '.join([*others[1:], last])}.)")
-        more = "".join(f'<div style="opacity:.75;font-size:12px">{line}</div>' for line in lines if not line[0].isdigit())
+        if recipes[0].preset and more:
+            lines.append(f"(The plan names {first}; it is the same for {listed(more)}.)")
+        beside = "".join(f'<div style="opacity:.75;font-size:12px">{line}</div>' for line in lines if not line[0].isdigit())
         self.plan.value = (
-            f'<ol style="margin:0;padding-left:1.4em;line-height:1.4">{steps}</ol>{more}The dense network runs first.'
+            f'<ol style="margin:0;padding-left:1.4em;line-height:1.4">{steps}</ol>{beside}The dense network runs first.'
         )
         self.note.value = f"<i>{html.escape(choices.neighbours(chosen))}</i>"
         self.picture.value = timeline.svg(recipes[0], pixels, sparsities=[r.sparsity for r in recipes])
@@ -328,7 +328,7 @@ class Lab:
     def _missing(self) -> str:
         """What to say instead of a time if the images have to be fetched first: nothing is downloaded unasked."""
         data = self._choice["data"]
-        if data not in ("cifar10", "svhn") or datasets.there(data):
+        if datasets.there(data):
             return ""
         return f"The images of {data} are not here yet; Run fetches them first."
 
